@@ -1,0 +1,204 @@
+//! `broker.toml`.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ByteSize;
+
+/// The whole configuration of one broker process.
+///
+/// One file serves every pod of a StatefulSet: the placeholders `{pod}` (the host name up to the first dot) and `{ordinal}` (the number at its end) are
+/// replaced in `advertised_host`, `certificate` and `key` when the file is read, see [`BrokerConfig::for_pod`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// What the operator calls this version of the configuration; reported back in `status.config_version`, otherwise unused.
+    #[serde(default)]
+    pub version: String,
+    /// Who this broker is.
+    pub node: NodeConfig,
+    /// Where data lives and how it is sealed.
+    pub storage: StorageConfig,
+    /// The port for brokers and the operator.
+    pub control: ControlConfig,
+    /// The port for health, metrics and status.
+    pub admin: AdminConfig,
+    /// The ports for clients, at least one.
+    pub listeners: Vec<ListenerConfig>,
+    /// Principals that may do everything, as `User:<name>`. Reloaded without a restart.
+    #[serde(default)]
+    pub super_users: Vec<String>,
+}
+
+/// Who this broker is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Kafka broker id; absent: the number at the end of the pod's host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<i32>,
+    /// Kafka cluster id, 1 to 64 characters of `A-Z a-z 0-9 _ -`; a data directory written under another id is refused.
+    pub cluster_id: String,
+    /// Reported to clients as `broker.rack`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
+}
+
+/// Where data lives and how it is sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// The data directory, made when absent (mode 0700).
+    pub data_dir: PathBuf,
+    /// Where the key-encryption key comes from; never on the data volume in production.
+    pub key_provider: KeyProviderConfig,
+    /// Size of one write-ahead-log file; files are pre-written and recycled.
+    #[serde(default = "default_wal_file_size")]
+    pub wal_file_size: ByteSize,
+    /// Size at which a partition's segment is rolled, unless the topic says otherwise (`segment.bytes`).
+    #[serde(default = "default_segment_size")]
+    pub segment_size: ByteSize,
+    /// Data shards on this broker.
+    #[serde(default = "default_data_shards")]
+    pub data_shards: u32,
+}
+
+/// Source of the key-encryption key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum KeyProviderConfig {
+    /// A directory of key files: `current` names the key in use, `<id>.key` holds 32 bytes in base64. A mounted Kubernetes Secret has this shape.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// PEM files of a TLS endpoint. All of them are watched and reloaded while connections go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// Private key of the leaf, PKCS#8, SEC1 or PKCS#1.
+    pub key: PathBuf,
+    /// Authorities whose client certificates are accepted (concatenated PEM); needed unless `client_auth` is `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Whether a TLS client must present a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// Certificates are not asked for.
+    #[default]
+    None,
+    /// Asked for; a client without one goes on to SASL.
+    Requested,
+    /// A handshake without one fails.
+    Required,
+}
+
+/// The port for brokers and the operator: mutual TLS against the cluster authority, no SASL; its principals are `System:<common name>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlConfig {
+    /// Address to bind.
+    pub bind: IpAddr,
+    /// Port to bind.
+    pub port: u16,
+    /// Host name that Metadata answers give on this listener.
+    pub advertised_host: String,
+    /// Certificates; `client_ca` (the cluster authority) is mandatory here.
+    pub tls: TlsConfig,
+}
+
+/// The admin port (HTTPS): `/healthz` and `/readyz` for anyone, `/metrics` for any certificate of `client_ca`, `/status` for the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Address to bind.
+    pub bind: IpAddr,
+    /// Port to bind.
+    pub port: u16,
+    /// Certificates; `client_ca` is the cluster authority.
+    pub tls: TlsConfig,
+    /// Serve `/metrics` to scrapers without a certificate as well (a network policy is then what limits who reads it).
+    #[serde(default)]
+    pub anonymous_metrics: bool,
+}
+
+/// How a client may prove who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Mechanism {
+    /// SASL PLAIN (RFC 4616), checked against the stored SCRAM verifier; refused at start on a listener without TLS.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// SASL SCRAM-SHA-256 (RFC 7677).
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// SASL SCRAM-SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// One port for clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerConfig {
+    /// Name, unique among listeners, `[A-Za-z][A-Za-z0-9-]*`, 25 characters at most; not `CONTROL`.
+    pub name: String,
+    /// Address to bind.
+    pub bind: IpAddr,
+    /// Port to bind.
+    pub port: u16,
+    /// Host name that Metadata answers give on this listener.
+    pub advertised_host: String,
+    /// Port that Metadata answers give; absent: `port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertised_port: Option<u16>,
+    /// TLS; absent: plaintext, which only makes sense on loopback for tests, and never with PLAIN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Whether a client certificate is asked for.
+    #[serde(default)]
+    pub client_auth: ClientAuth,
+    /// SASL mechanisms offered. Empty with `client_auth = "required"`: mutual TLS only.
+    #[serde(default)]
+    pub sasl_mechanisms: Vec<Mechanism>,
+    /// Kafka's `ssl.principal.mapping.rules` for certificate subjects; empty: the RFC 2253 subject as it is.
+    #[serde(default)]
+    pub principal_mapping_rules: Vec<String>,
+    /// Connection limits.
+    #[serde(default)]
+    pub limits: ConnectionLimits,
+}
+
+/// Connection limits of a listener; absent means no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionLimits {
+    /// Connections at once on this listener.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Connections at once from one address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections_per_ip: Option<u32>,
+    /// Exceptions to `max_connections_per_ip`.
+    #[serde(default)]
+    pub max_connections_per_ip_overrides: BTreeMap<IpAddr, u32>,
+}
+
+const fn default_wal_file_size() -> ByteSize {
+    ByteSize(64 << 20)
+}
+
+const fn default_segment_size() -> ByteSize {
+    ByteSize(256 << 20)
+}
+
+const fn default_data_shards() -> u32 {
+    4
+}

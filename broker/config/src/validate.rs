@@ -1,0 +1,313 @@
+//! Reading and checking `broker.toml`: everything that can be known to be wrong without touching the disk or a socket.
+
+use std::collections::BTreeSet;
+
+use crate::{BrokerConfig, CONTROL_LISTENER, ClientAuth, ListenerConfig, Mechanism};
+
+/// Why a configuration is refused; the message says what to write instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not TOML, an unknown field, or a value of the wrong type.
+    #[error("cannot read the configuration: {0}")]
+    Syntax(#[from] toml::de::Error),
+    /// The host name carries no ordinal, and no id is written.
+    #[error(
+        "cannot tell the broker id from host name `{0}`: set node.id, or run under a name that ends in -<number>"
+    )]
+    NoOrdinal(String),
+    /// The configuration contradicts itself.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl BrokerConfig {
+    /// Reads a configuration and checks it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with what to write instead.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Writes the configuration as TOML; `parse` reads it back.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn render(&self) -> Result<String, String> {
+        toml::to_string(self).map_err(|error| format!("cannot write the configuration: {error}"))
+    }
+
+    /// The configuration of the pod with this host name: placeholders replaced, `node.id` filled in.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoOrdinal`] when `node.id` is absent and the host name ends in no number.
+    pub fn for_pod(mut self, hostname: &str) -> Result<Self, ConfigError> {
+        let pod = hostname.split('.').next().unwrap_or(hostname);
+        let ordinal = pod
+            .rsplit_once('-')
+            .and_then(|(_, digits)| digits.parse::<i32>().ok().filter(|number| *number >= 0));
+        let id = self
+            .node
+            .id
+            .or(ordinal)
+            .ok_or_else(|| ConfigError::NoOrdinal(hostname.to_owned()))?;
+        self.node.id = Some(id);
+        let fill = |text: &str| {
+            text.replace("{pod}", pod)
+                .replace("{ordinal}", &id.to_string())
+        };
+        let endpoints = self
+            .listeners
+            .iter_mut()
+            .map(|listener| (Some(&mut listener.advertised_host), listener.tls.as_mut()))
+            .chain([
+                (
+                    Some(&mut self.control.advertised_host),
+                    Some(&mut self.control.tls),
+                ),
+                (None, Some(&mut self.admin.tls)),
+            ]);
+        for (host, tls) in endpoints {
+            if let Some(host) = host {
+                *host = fill(host);
+            }
+            if let Some(tls) = tls {
+                for path in [&mut tls.certificate, &mut tls.key] {
+                    *path = fill(&path.to_string_lossy()).into();
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |message: String| Err(ConfigError::Invalid(message));
+        if !is_cluster_id(&self.node.cluster_id) {
+            return invalid(format!(
+                "node.cluster_id `{}` must be 1 to 64 characters of A-Z a-z 0-9 _ -",
+                self.node.cluster_id
+            ));
+        }
+        if self.node.id.is_some_and(|id| id < 0) {
+            return invalid("node.id must be 0 or more".to_owned());
+        }
+        if !(1..=64).contains(&self.storage.data_shards) {
+            return invalid("storage.data_shards must be 1 to 64".to_owned());
+        }
+        if self.storage.wal_file_size.bytes() < 1 << 20
+            || self.storage.segment_size.bytes() < 1 << 20
+        {
+            return invalid(
+                "storage.wal_file_size and storage.segment_size must be at least 1Mi".to_owned(),
+            );
+        }
+        if self.control.tls.client_ca.is_none() {
+            return invalid("control.tls.client_ca is missing: the control port accepts only certificates of the cluster authority".to_owned());
+        }
+        if self.admin.tls.client_ca.is_none() {
+            return invalid("admin.tls.client_ca is missing: /status is served only to certificates of the cluster authority".to_owned());
+        }
+        if self.listeners.is_empty() {
+            return invalid("no listener is configured: add at least one [[listeners]]".to_owned());
+        }
+        for user in &self.super_users {
+            if !user.starts_with("User:") || user.len() == "User:".len() {
+                return invalid(format!(
+                    "super user `{user}` must be written as User:<name>"
+                ));
+            }
+        }
+        let mut names = BTreeSet::new();
+        let mut ports = BTreeSet::from([self.control.port]);
+        if self.admin.port != 0 && !ports.insert(self.admin.port) {
+            return invalid(format!(
+                "port {} is used by control and admin: give each its own",
+                self.admin.port
+            ));
+        }
+        for listener in &self.listeners {
+            validate_listener(listener)?;
+            if !names.insert(listener.name.to_ascii_uppercase()) {
+                return invalid(format!(
+                    "listener name `{}` is used twice: names must differ in more than case",
+                    listener.name
+                ));
+            }
+            if listener.port != 0 && !ports.insert(listener.port) {
+                return invalid(format!(
+                    "port {} of listener `{}` is already taken by another endpoint",
+                    listener.port, listener.name
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validate_listener(listener: &ListenerConfig) -> Result<(), ConfigError> {
+    let name = &listener.name;
+    let invalid = |message: String| Err(ConfigError::Invalid(message));
+    let well_formed = name.len() <= 25
+        && name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if !well_formed
+        || name.eq_ignore_ascii_case(CONTROL_LISTENER)
+        || name.eq_ignore_ascii_case("ADMIN")
+    {
+        return invalid(format!(
+            "listener name `{name}` must be a letter followed by letters, digits or -, 25 characters at most, and not CONTROL or ADMIN"
+        ));
+    }
+    let Some(tls) = &listener.tls else {
+        if listener.sasl_mechanisms.contains(&Mechanism::Plain) {
+            return invalid(format!(
+                "listener `{name}` offers PLAIN without TLS, which would send passwords in the clear: add [listeners.tls] or remove PLAIN"
+            ));
+        }
+        if listener.client_auth != ClientAuth::None {
+            return invalid(format!(
+                "listener `{name}` asks for client certificates without TLS: add [listeners.tls]"
+            ));
+        }
+        if listener.sasl_mechanisms.is_empty() {
+            return invalid(format!(
+                "listener `{name}` has no way to authenticate clients: add sasl_mechanisms, or TLS with client_auth"
+            ));
+        }
+        return Ok(());
+    };
+    if listener.client_auth != ClientAuth::None && tls.client_ca.is_none() {
+        return invalid(format!(
+            "listener `{name}` asks for client certificates but names no authority: set tls.client_ca"
+        ));
+    }
+    if listener.sasl_mechanisms.is_empty() && listener.client_auth != ClientAuth::Required {
+        return invalid(format!(
+            "listener `{name}` would admit clients nobody has authenticated: set client_auth = \"required\" or add sasl_mechanisms"
+        ));
+    }
+    Ok(())
+}
+
+fn is_cluster_id(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GOOD: &str = r#"
+        version = "7"
+        super_users = ["User:platform-admin"]
+        [node]
+        cluster_id = "events"
+        [storage]
+        data_dir = "/var/lib/palisade"
+        key_provider = { type = "directory", path = "/etc/palisade/kek" }
+        [control]
+        bind = "0.0.0.0"
+        port = 9090
+        advertised_host = "{pod}.events-brokers"
+        tls = { certificate = "/tls/{pod}.crt", key = "/tls/{pod}.key", client_ca = "/trust/cluster.crt" }
+        [admin]
+        bind = "0.0.0.0"
+        port = 9091
+        tls = { certificate = "/tls/{pod}.crt", key = "/tls/{pod}.key", client_ca = "/trust/cluster.crt" }
+        [[listeners]]
+        name = "internal"
+        bind = "0.0.0.0"
+        port = 9093
+        advertised_host = "{pod}.events-brokers"
+        tls = { certificate = "/tls/{pod}.crt", key = "/tls/{pod}.key", client_ca = "/trust/clients.crt" }
+        client_auth = "requested"
+        sasl_mechanisms = ["SCRAM-SHA-512"]
+        limits = { max_connections = 10, max_connections_per_ip_overrides = { "10.0.0.9" = 1000 } }
+    "#;
+
+    fn refused(change: impl FnOnce(&mut BrokerConfig)) -> String {
+        let mut config: BrokerConfig = toml::from_str(GOOD).unwrap();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_rendered_configuration_reads_back_equal() {
+        let config = BrokerConfig::parse(GOOD).unwrap();
+        assert_eq!(
+            BrokerConfig::parse(&config.render().unwrap()).unwrap(),
+            config
+        );
+    }
+
+    #[test]
+    fn placeholders_and_the_id_come_from_the_host_name() {
+        let config = BrokerConfig::parse(GOOD)
+            .unwrap()
+            .for_pod("events-2.events-brokers.messaging.svc")
+            .unwrap();
+        assert_eq!(config.node.id, Some(2));
+        assert_eq!(config.control.advertised_host, "events-2.events-brokers");
+        assert_eq!(
+            config.listeners[0].tls.as_ref().unwrap().certificate,
+            std::path::Path::new("/tls/events-2.crt")
+        );
+        assert_eq!(
+            config.admin.tls.key,
+            std::path::Path::new("/tls/events-2.key")
+        );
+        let error = BrokerConfig::parse(GOOD)
+            .unwrap()
+            .for_pod("laptop")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "cannot tell the broker id from host name `laptop`: set node.id, or run under a name that ends in -<number>"
+        );
+    }
+
+    #[test]
+    fn plain_without_tls_is_refused() {
+        let message = refused(|config| {
+            config.listeners[0].tls = None;
+            config.listeners[0].client_auth = ClientAuth::None;
+            config.listeners[0].sasl_mechanisms = vec![Mechanism::Plain];
+        });
+        assert!(message.contains("offers PLAIN without TLS"), "{message}");
+    }
+
+    #[test]
+    fn a_listener_that_authenticates_nobody_is_refused() {
+        let message = refused(|config| config.listeners[0].sasl_mechanisms.clear());
+        assert!(message.contains("nobody has authenticated"), "{message}");
+    }
+
+    #[test]
+    fn endpoints_must_not_share_a_name_or_a_port() {
+        let message = refused(|config| config.listeners.push(config.listeners[0].clone()));
+        assert!(message.contains("used twice"), "{message}");
+        let message = refused(|config| config.listeners[0].port = 9091);
+        assert!(message.contains("already taken"), "{message}");
+        let message = refused(|config| config.listeners[0].name = "control".to_owned());
+        assert!(message.contains("not CONTROL"), "{message}");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let text = GOOD.replace("version = \"7\"", "versoin = \"7\"");
+        assert!(
+            BrokerConfig::parse(&text)
+                .unwrap_err()
+                .to_string()
+                .contains("versoin")
+        );
+    }
+}
