@@ -1,0 +1,18 @@
+//! Rules that several fields share. CEL has no way to name an expression, so they are named here.
+
+/// No control characters, line breaks among them: the text reaches JAAS lines, certificate subjects and logs.
+pub(crate) const NO_CONTROL_RULE: &str = r"!self.matches('[\\x00-\\x1f\\x7f]')";
+/// A Kafka principal of a person or program. `System:` is not among them: only the cluster authority makes those.
+pub(crate) const PRINCIPAL_RULE: &str = "self.startsWith('User:') && size(self) > 5";
+
+pub(crate) const TOPIC_OPERATIONS_RULE: &str = "self.resource.type != 'Topic' || self.operations.all(o, o in ['All', 'Read', 'Write', 'Create', 'Delete', 'Alter', 'Describe', 'DescribeConfigs', 'AlterConfigs'])";
+pub(crate) const GROUP_OPERATIONS_RULE: &str = "self.resource.type != 'Group' || self.operations.all(o, o in ['All', 'Read', 'Delete', 'Describe', 'DescribeConfigs', 'AlterConfigs'])";
+pub(crate) const CLUSTER_OPERATIONS_RULE: &str = "self.resource.type != 'Cluster' || self.operations.all(o, o in ['All', 'Create', 'Alter', 'Describe', 'ClusterAction', 'DescribeConfigs', 'AlterConfigs', 'IdempotentWrite'])";
+pub(crate) const TRANSACTIONAL_ID_OPERATIONS_RULE: &str = "self.resource.type != 'TransactionalId' || self.operations.all(o, o in ['All', 'Write', 'Describe'])";
+pub(crate) const DELEGATION_TOKEN_OPERATIONS_RULE: &str =
+    "self.resource.type != 'DelegationToken' || self.operations.all(o, o in ['All', 'Describe'])";
+pub(crate) const USER_OPERATIONS_RULE: &str = "self.resource.type != 'User' || self.operations.all(o, o in ['All', 'CreateTokens', 'DescribeTokens'])";
+
+/// Keys of labels and annotations that are not the operator's own.
+pub(crate) const OWN_KEYS_RULE: &str =
+    "!self.exists(key, key.startsWith('palisade.dev/') || key.startsWith('app.kubernetes.io/'))";
