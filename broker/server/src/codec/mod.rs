@@ -1,0 +1,271 @@
+//! From bytes to requests and from responses to bytes.
+//!
+//! Decoding is the work of `kafka-protocol`; what is here keeps it safe for bytes from strangers: the versions are checked first,
+//! then the lengths ([`walk`]), and a panic of a decoder becomes an error of that one request.
+
+mod shapes;
+pub(crate) mod versions;
+mod walk;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::{
+    messages::{ApiKey, RequestHeader, RequestKind, ResponseHeader, ResponseKind},
+    protocol::{Decodable, Encodable},
+};
+
+pub use walk::WalkError;
+
+/// Why a frame is not a request that the broker answers; the connection is closed and the message logged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// The frame is shorter than a request header.
+    #[error("a frame of {0} bytes is too short for a request header")]
+    ShortHeader(usize),
+    /// Not an API key of Kafka, or one that this broker does not serve.
+    #[error("unknown or unsupported api key {0}")]
+    UnknownApi(i16),
+    /// An API that the broker serves, in a version that it does not.
+    #[error("{api:?} version {version} is not supported: this broker speaks {min} to {max}")]
+    UnsupportedVersion {
+        /// The API.
+        api: ApiKey,
+        /// The version of the request.
+        version: i16,
+        /// Lowest version served.
+        min: i16,
+        /// Highest version served.
+        max: i16,
+    },
+    /// A length in the request is wrong.
+    #[error("malformed {api:?} version {version}: {error}")]
+    Lengths {
+        /// The API.
+        api: ApiKey,
+        /// The version of the request.
+        version: i16,
+        /// What is wrong.
+        error: WalkError,
+    },
+    /// The request does not decode.
+    #[error("malformed {api:?} version {version}: {message}")]
+    Malformed {
+        /// The API.
+        api: ApiKey,
+        /// The version of the request.
+        version: i16,
+        /// What is wrong.
+        message: String,
+    },
+    /// A response that the version of the request has no room for: a defect of the broker.
+    #[error("cannot encode the answer to {api:?} version {version}: {message}")]
+    Encode {
+        /// The API.
+        api: ApiKey,
+        /// The version of the request.
+        version: i16,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// One decoded request.
+#[derive(Debug)]
+pub struct Request {
+    /// The API.
+    pub api: ApiKey,
+    /// Version of request and answer.
+    pub version: i16,
+    /// Echoed in the answer.
+    pub correlation_id: i32,
+    /// What the client calls itself; empty when it does not.
+    pub client_id: String,
+    /// The request proper. Its bytes share the frame's memory.
+    pub body: RequestKind,
+}
+
+/// What a frame holds.
+#[derive(Debug)]
+pub enum Frame {
+    /// A request to serve.
+    Request(Box<Request>),
+    /// ApiVersions in a version from the future: Kafka answers it with version 0 and `UNSUPPORTED_VERSION`, so that the client
+    /// can ask again.
+    FutureApiVersions {
+        /// Echoed in the answer.
+        correlation_id: i32,
+    },
+}
+
+/// Decodes one frame (without its length prefix).
+///
+/// # Errors
+/// [`CodecError`]; never panics, and never allocates more than the frame's own size justifies.
+pub fn decode_request(mut frame: Bytes) -> Result<Frame, CodecError> {
+    let size = frame.len();
+    let mut head = frame.get(..8).ok_or(CodecError::ShortHeader(size))?;
+    let key = head.get_i16();
+    let version = head.get_i16();
+    let correlation_id = head.get_i32();
+    let api = ApiKey::try_from(key).map_err(|()| CodecError::UnknownApi(key))?;
+    let supported = versions::supported(api).ok_or(CodecError::UnknownApi(key))?;
+    if !(supported.accept_min..=supported.max).contains(&version) {
+        if api == ApiKey::ApiVersions {
+            return Ok(Frame::FutureApiVersions { correlation_id });
+        }
+        return Err(CodecError::UnsupportedVersion {
+            api,
+            version,
+            min: supported.accept_min,
+            max: supported.max,
+        });
+    }
+    let malformed = |message: String| CodecError::Malformed {
+        api,
+        version,
+        message,
+    };
+    let header_version = api.request_header_version(version);
+    let header =
+        guarded(|| RequestHeader::decode(&mut frame, header_version)).map_err(malformed)?;
+    let shape = shapes::shape(api).ok_or(CodecError::UnknownApi(key))?;
+    walk::walk(shape, version, header_version >= 2, &frame).map_err(|error| {
+        CodecError::Lengths {
+            api,
+            version,
+            error,
+        }
+    })?;
+    let body = guarded(|| RequestKind::decode(api, &mut frame, version)).map_err(malformed)?;
+    Ok(Frame::Request(Box::new(Request {
+        api,
+        version,
+        correlation_id,
+        client_id: header
+            .client_id
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
+        body,
+    })))
+}
+
+/// Runs a decoder; a panic in it is an error like any other.
+fn guarded<T>(decode: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the decoder panicked".to_owned()),
+    }
+}
+
+/// Encodes an answer with its length prefix.
+///
+/// # Errors
+/// [`CodecError::Encode`] when a field is set that this version has not.
+pub fn encode_response(
+    api: ApiKey,
+    version: i16,
+    correlation_id: i32,
+    body: &ResponseKind,
+) -> Result<BytesMut, CodecError> {
+    let failed = |message: String| CodecError::Encode {
+        api,
+        version,
+        message,
+    };
+    let mut out = BytesMut::with_capacity(expected_size(body));
+    out.put_i32(0);
+    ResponseHeader::default()
+        .with_correlation_id(correlation_id)
+        .encode(&mut out, api.response_header_version(version))
+        .map_err(|error| failed(error.to_string()))?;
+    body.encode(&mut out, version)
+        .map_err(|error| failed(error.to_string()))?;
+    let length =
+        i32::try_from(out.len() - 4).map_err(|_| failed("larger than 2 GiB".to_owned()))?;
+    if let Some(prefix) = out.first_chunk_mut::<4>() {
+        *prefix = length.to_be_bytes();
+    }
+    Ok(out)
+}
+
+/// Room to reserve, so that a fetch of megabytes is not copied over and over while the buffer grows.
+fn expected_size(body: &ResponseKind) -> usize {
+    let ResponseKind::Fetch(fetch) = body else {
+        return 256;
+    };
+    let partitions = fetch.responses.iter().flat_map(|topic| &topic.partitions);
+    1024 + partitions
+        .map(|partition| 128 + partition.records.as_ref().map_or(0, Bytes::len))
+        .sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn frame(key: i16, version: i16, rest: &[u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_i16(key);
+        out.put_i16(version);
+        out.put_i32(7);
+        out.extend_from_slice(rest);
+        out.freeze()
+    }
+
+    #[test]
+    fn refusals_name_their_reason() {
+        let cases = [
+            (Bytes::from_static(b"abc"), "too short"),
+            (
+                frame(999, 0, b"\xff\xff"),
+                "unknown or unsupported api key 999",
+            ),
+            (
+                frame(68, 0, b"\xff\xff"),
+                "unknown or unsupported api key 68",
+            ),
+            (
+                frame(0, 2, b"\xff\xff"),
+                "Produce version 2 is not supported: this broker speaks 3 to 13",
+            ),
+            (
+                frame(3, 99, b"\xff\xff"),
+                "Metadata version 99 is not supported",
+            ),
+            (
+                frame(3, 1, b"\xff\xff\x00\x06\x00\x00"),
+                "field `topics` announces 393216 elements",
+            ),
+            (
+                frame(3, 1, b"\xff\xff\x7f\xff\xff\xff"),
+                "more than 400000 elements",
+            ),
+            (frame(3, 1, b"\x7f\xff"), "malformed Metadata version 1"),
+        ];
+        for (frame, expected) in cases {
+            let message = decode_request(frame).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_future_api_versions_is_not_an_error() {
+        let decoded = decode_request(frame(18, 77, b"")).unwrap();
+        assert!(matches!(
+            decoded,
+            Frame::FutureApiVersions { correlation_id: 7 }
+        ));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic_the_decoder(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300), key in -1i16..80, version in -1i16..20) {
+            drop(decode_request(Bytes::from(bytes.clone())));
+            drop(decode_request(frame(key, version, &bytes)));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! One port: who may connect, and how they prove who they are.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use palisade_config::Mechanism;
+use palisade_security::{Principal, PrincipalMapper};
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+use super::{
+    Application, Limiter, Shared,
+    connection::{Connection, Identity},
+    limits::Place,
+};
+use crate::{
+    metrics::{ByListener, ByReason},
+    tls::{Endpoint, common_name},
+};
+
+/// A TLS handshake takes longer only for someone who wants to hold the connection.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after the system refuses an accept, which it does when it is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: u32 = 1024;
+const TLS_HANDSHAKE_RECORD: u8 = 0x16;
+
+/// Who a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Clients.
+    Client,
+    /// Brokers and the operator: certificates of the cluster authority only.
+    Control,
+}
+
+/// One port.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) mechanisms: Vec<Mechanism>,
+    pub(crate) mapper: PrincipalMapper,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) advertised_host: String,
+    pub(crate) advertised_port: u16,
+}
+
+impl Listener {
+    fn labels(&self) -> ByListener {
+        ByListener {
+            listener: self.name.clone(),
+        }
+    }
+
+    /// The principal of a certificate that TLS has verified.
+    fn principal(&self, certificate: &CertificateDer<'_>) -> Result<Principal, String> {
+        match self.kind {
+            Kind::Control => {
+                let name = common_name(certificate)
+                    .ok_or_else(|| "the certificate has not exactly one common name".to_owned())?;
+                Principal::system(name).map_err(|error| error.to_string())
+            }
+            Kind::Client => {
+                let name = self
+                    .mapper
+                    .map_certificate(certificate)
+                    .map_err(|error| error.to_string())?;
+                Principal::user(name).map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+/// Binds a port with a backlog that survives a burst of clients.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Accepts connections until the broker stops.
+pub(crate) async fn accept<A: Application>(
+    listener: Arc<Listener>,
+    socket: TcpListener,
+    shared: Arc<Shared<A>>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = shared.stopping.cancelled() => return,
+            accepted = socket.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(listener = %listener.name, %error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let labels = listener.labels();
+        shared
+            .metrics
+            .connections_accepted
+            .get_or_create(&labels)
+            .inc();
+        match listener.limiter.admit(peer.ip()) {
+            Ok(place) => {
+                let tasks = shared.tasks.clone();
+                tasks.spawn(admitted(
+                    Arc::clone(&listener),
+                    stream,
+                    peer,
+                    place,
+                    Arc::clone(&shared),
+                ));
+            }
+            Err(refusal) => {
+                let reason = refusal.label();
+                refused(&listener, &shared, reason);
+                info!(listener = %listener.name, %peer, reason, ?refusal, "connection refused");
+            }
+        }
+    }
+}
+
+fn refused<A>(listener: &Listener, shared: &Shared<A>, reason: &'static str) {
+    let labels = ByReason {
+        listener: listener.name.clone(),
+        reason,
+    };
+    shared
+        .metrics
+        .connections_refused
+        .get_or_create(&labels)
+        .inc();
+}
+
+/// Keeps the gauge of open connections right however the connection ends.
+struct Counted<'a, A>(&'a Shared<A>, ByListener);
+
+impl<'a, A> Counted<'a, A> {
+    fn new(shared: &'a Shared<A>, labels: ByListener) -> Self {
+        shared.metrics.connections.get_or_create(&labels).inc();
+        Self(shared, labels)
+    }
+}
+
+impl<A> Drop for Counted<'_, A> {
+    fn drop(&mut self) {
+        self.0.metrics.connections.get_or_create(&self.1).dec();
+    }
+}
+
+async fn admitted<A: Application>(
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    shared: Arc<Shared<A>>,
+) {
+    let _place = place;
+    let _counted = Counted::new(&shared, listener.labels());
+    let host = peer.ip().to_canonical();
+    let wait = shared.application.connection_wait(host);
+    if !wait.is_zero() {
+        // As Kafka does: the client that connects too often is held and then closed, so that it cannot spin.
+        refused(&listener, &shared, "connection_creation_rate");
+        shared.metrics.throttled("connection_creation_rate", wait);
+        debug!(listener = %listener.name, %peer, ?wait, "connection throttled");
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = shared.stopping.cancelled() => {}
+        }
+        return;
+    }
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(listener = %listener.name, %peer, %error, "cannot set TCP_NODELAY");
+    }
+    let Some(endpoint) = &listener.endpoint else {
+        let identity = Identity {
+            peer,
+            host,
+            certificate: None,
+        };
+        return Connection::new(shared.clone(), listener.clone(), identity)
+            .serve(stream)
+            .await;
+    };
+    let failed = |reason: String| {
+        shared
+            .metrics
+            .tls_handshake_failures
+            .get_or_create(&listener.labels())
+            .inc();
+        info!(listener = %listener.name, %peer, reason, "TLS handshake failed");
+    };
+    let acceptor = TlsAcceptor::from(Arc::clone(&endpoint.current().config));
+    let handshake = timeout(HANDSHAKE_TIMEOUT, async {
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 1 && first != [TLS_HANDSHAKE_RECORD] {
+            return Err(std::io::Error::other(
+                "the client does not speak TLS: use security.protocol=SASL_SSL or SSL",
+            ));
+        }
+        acceptor.accept(stream).await
+    });
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return failed(error.to_string()),
+        Err(_) => return failed("it took too long".to_owned()),
+    };
+    let certificates = stream.get_ref().1.peer_certificates();
+    let certificate = match certificates.and_then(|chain| chain.first()) {
+        None => None,
+        Some(certificate) => match listener.principal(certificate) {
+            Ok(principal) => Some(principal),
+            Err(reason) => {
+                return failed(format!("no principal for the client certificate: {reason}"));
+            }
+        },
+    };
+    let identity = Identity {
+        peer,
+        host,
+        certificate,
+    };
+    Connection::new(shared.clone(), listener.clone(), identity)
+        .serve(stream)
+        .await;
+}
