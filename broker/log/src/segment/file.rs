@@ -1,0 +1,570 @@
+//! One segment file: frames appended, found and read back.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use palisade_seal::{FileKey, FileKeys, FileKind, HEADER_LIMIT};
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    FrameMeta, SegmentState,
+    index::SparseIndex,
+    meta::{EntryMeta, TAG},
+    state::Damage,
+};
+use crate::{
+    LogError, Offset,
+    frame::{self, FRAME_OVERHEAD, FrameHead, FrameLimits, FrameWriter},
+    fs::{FileSystem, LogFile},
+};
+
+const KIND: FileKind = FileKind(*b"PALISEG1");
+/// Bytes of a frame in a segment, all of the same length.
+pub(super) const FRAME: usize = FRAME_OVERHEAD + EntryMeta::LEN;
+const LIMITS: FrameLimits = FrameLimits {
+    meta: EntryMeta::LEN as u32,
+    payload: 0,
+};
+/// How much is read at once while looking for a frame.
+const WINDOW: usize = 64 << 10;
+/// A payload up to this long is copied behind its frame, to be written by one call; a longer one gets a call of its own.
+const COPIED: usize = 32 << 10;
+
+/// What all segments of a partition share.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) dir: PathBuf,
+    pub(super) fs: Arc<dyn FileSystem>,
+    pub(super) keys: Arc<FileKeys>,
+    /// Topic and partition, bound into every header.
+    pub(super) context: Vec<u8>,
+}
+
+impl Surroundings {
+    pub(super) fn path(&self, base: Offset) -> PathBuf {
+        self.dir.join(format!("{:020}.seg", base.0))
+    }
+
+    pub(super) fn quarantine_path(&self, base: Offset) -> PathBuf {
+        self.dir.join(format!("{:020}.seg.quarantined", base.0))
+    }
+
+    fn context_of(&self, base: Offset) -> Vec<u8> {
+        [self.context.as_slice(), &base.0.to_be_bytes()].concat()
+    }
+}
+
+/// A segment. Readers share it with the one writer: what counts is what lies before `length`, which the writer moves last.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) base: Offset,
+    around: Arc<Surroundings>,
+    length: AtomicU64,
+    ends: Mutex<Ends>,
+    handle: Mutex<Option<Arc<Handle>>>,
+    index: RwLock<Option<SparseIndex>>,
+    damage: Mutex<Option<Damage>>,
+    dirty: AtomicBool,
+    used: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    end: Offset,
+    max_timestamp: i64,
+    appended_at: i64,
+}
+
+#[derive(Debug)]
+struct Handle {
+    file: Arc<dyn LogFile>,
+    key: FileKey,
+    frames_begin: u64,
+}
+
+/// Where a frame stands, and what it says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) position: u64,
+    pub(super) entry: EntryMeta,
+}
+
+impl Segment {
+    /// Makes the file and writes its header. What an earlier attempt left there is removed.
+    pub(super) fn create(
+        around: &Arc<Surroundings>,
+        base: Offset,
+        now_ms: i64,
+    ) -> Result<(Self, FrameWriter), LogError> {
+        let path = around.path(base);
+        let fs = &around.fs;
+        let (key, header) = around
+            .keys
+            .create(KIND, &around.context_of(base))
+            .map_err(LogError::header(&path))?;
+        let writer = FrameWriter::new(&key, LIMITS).map_err(LogError::header(&path))?;
+        match fs.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(LogError::io("remove", &path)(error));
+            }
+            _ => {}
+        }
+        let file = fs.create(&path).map_err(LogError::io("create", &path))?;
+        file.write_all_at(&header, 0)
+            .map_err(LogError::io("write", &path))?;
+        let frames_begin = header.len() as u64;
+        let segment = Self {
+            base,
+            around: Arc::clone(around),
+            length: AtomicU64::new(frames_begin),
+            ends: Mutex::new(Ends {
+                end: base,
+                max_timestamp: -1,
+                appended_at: now_ms,
+            }),
+            handle: Mutex::new(Some(Arc::new(Handle {
+                file,
+                key,
+                frames_begin,
+            }))),
+            index: RwLock::new(Some(SparseIndex::default())),
+            damage: Mutex::new(None),
+            dirty: AtomicBool::new(true),
+            used: AtomicBool::new(true),
+        };
+        Ok((segment, writer))
+    }
+
+    /// Takes back a segment that a manifest lists. The file is cut to the length that counts; when it is shorter or not there, the segment is damaged.
+    pub(super) fn reopen(
+        around: &Arc<Surroundings>,
+        state: &SegmentState,
+    ) -> Result<Self, LogError> {
+        let path = around.path(state.base);
+        let damage = match &state.damage {
+            Some(damage) => Some(damage.clone()),
+            None => cut_to(around.fs.as_ref(), &path, state.length)?,
+        };
+        Ok(Self {
+            base: state.base,
+            around: Arc::clone(around),
+            length: AtomicU64::new(state.length),
+            ends: Mutex::new(Ends {
+                end: state.end,
+                max_timestamp: state.max_timestamp,
+                appended_at: state.appended_at,
+            }),
+            handle: Mutex::new(None),
+            index: RwLock::new(None),
+            damage: Mutex::new(damage),
+            dirty: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn state(&self) -> SegmentState {
+        let ends = *self.ends.lock();
+        SegmentState {
+            base: self.base,
+            end: ends.end,
+            length: self.length(),
+            max_timestamp: ends.max_timestamp,
+            appended_at: ends.appended_at,
+            damage: self.damage(),
+        }
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    pub(super) fn end(&self) -> Offset {
+        self.ends.lock().end
+    }
+
+    pub(super) fn max_timestamp(&self) -> i64 {
+        self.ends.lock().max_timestamp
+    }
+
+    pub(super) fn damage(&self) -> Option<Damage> {
+        self.damage.lock().clone()
+    }
+
+    /// The name that the file has now.
+    pub(super) fn path(&self) -> PathBuf {
+        if self.damage.lock().is_some() {
+            self.around.quarantine_path(self.base)
+        } else {
+            self.around.path(self.base)
+        }
+    }
+
+    /// A writer for a segment that was taken back.
+    pub(super) fn writer(&self) -> Result<FrameWriter, LogError> {
+        let handle = self.handle()?;
+        FrameWriter::new(&handle.key, LIMITS).map_err(LogError::header(&self.path()))
+    }
+
+    /// Appends one entry. After an error nothing of it counts.
+    pub(super) fn append(
+        &self,
+        writer: &mut FrameWriter,
+        scratch: &mut Vec<u8>,
+        frame: &FrameMeta,
+        payload: &[u8],
+        now_ms: i64,
+    ) -> Result<(), LogError> {
+        let path = || self.around.path(self.base);
+        let entry = EntryMeta::new(*frame, payload).ok_or_else(|| {
+            LogError::Invalid(format!(
+                "a payload of {} bytes is not a sealed batch",
+                payload.len()
+            ))
+        })?;
+        // The index must be there before the frame is, or it would lack the frames before.
+        self.ensure_index()?;
+        let handle = self.handle()?;
+        let position = self.length();
+        scratch.clear();
+        writer
+            .append(scratch, position, [], &entry.encode())
+            .map_err(|error| LogError::Invalid(error.to_string()))?;
+        let frame_len = scratch.len();
+        // Set before anything is written: a sync in between must not miss it.
+        self.dirty.store(true, Ordering::Release);
+        if payload.len() <= COPIED {
+            scratch.extend_from_slice(payload);
+            handle
+                .file
+                .write_all_at(scratch, position)
+                .map_err(LogError::io("write", &path()))?;
+        } else {
+            handle
+                .file
+                .write_all_at(scratch, position)
+                .map_err(LogError::io("write", &path()))?;
+            handle
+                .file
+                .write_all_at(payload, position + frame_len as u64)
+                .map_err(LogError::io("write", &path()))?;
+        }
+        if let Some(index) = self.index.write().as_mut() {
+            index.add(position, frame);
+        }
+        {
+            let mut ends = self.ends.lock();
+            ends.end = Offset(frame.last_offset.0.saturating_add(1));
+            ends.max_timestamp = ends.max_timestamp.max(frame.max_timestamp);
+            ends.appended_at = now_ms;
+        }
+        self.length.store(
+            position + (frame_len + payload.len()) as u64,
+            Ordering::Release,
+        );
+        Ok(())
+    }
+
+    /// Makes what was appended durable; true when there was something to do.
+    pub(super) fn sync(&self) -> Result<bool, LogError> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(false);
+        }
+        let outcome = self.handle().and_then(|handle| {
+            handle
+                .file
+                .sync_data()
+                .map_err(LogError::io("sync", &self.around.path(self.base)))
+        });
+        if outcome.is_err() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        outcome.map(|()| true)
+    }
+
+    /// Lets go of the file when it was not used since the last call, so that many partitions do not hold as many files open.
+    pub(super) fn close_if_idle(&self) {
+        if !self.used.swap(false, Ordering::AcqRel) && !self.dirty.load(Ordering::Acquire) {
+            *self.handle.lock() = None;
+        }
+    }
+
+    /// Reads the entries from the one that holds `from`, up to about `max_bytes` of payload, at least one when there is any.
+    pub(super) fn read(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<(FrameMeta, Bytes)>, LogError> {
+        self.ensure_index()?;
+        let Some(begin) = self
+            .index
+            .read()
+            .as_ref()
+            .and_then(|index| index.position_of(from))
+        else {
+            return Ok(Vec::new());
+        };
+        let Some(first) = self.find(begin, |entry| entry.frame.last_offset >= from)? else {
+            return Ok(Vec::new());
+        };
+        let first_len = FRAME + first.entry.payload_len as usize;
+        let available = usize::try_from(self.length() - first.position).unwrap_or(usize::MAX);
+        let chunk = self.chunk(first.position, available.min(max_bytes.max(first_len)))?;
+        let mut entries = Vec::new();
+        let mut at = 0usize;
+        while let Some(head) = chunk.get(at..at.saturating_add(FRAME)) {
+            let position = first.position + at as u64;
+            let entry = self.parse(position, head)?;
+            let payload = at + FRAME..at + FRAME + entry.payload_len as usize;
+            if payload.end > chunk.len() {
+                break;
+            }
+            at = payload.end;
+            let payload = chunk.slice(payload);
+            if !entry.fits(&payload) {
+                return Err(self.corrupt(position, "the payload does not fit its frame"));
+            }
+            entries.push((entry.frame, payload));
+        }
+        Ok(entries)
+    }
+
+    /// The first frame that reaches `timestamp` and does not lie before `start`.
+    pub(super) fn find_time(
+        &self,
+        timestamp: i64,
+        start: Offset,
+    ) -> Result<Option<FrameMeta>, LogError> {
+        self.ensure_index()?;
+        let Some(begin) = self
+            .index
+            .read()
+            .as_ref()
+            .and_then(|index| index.position_of_time(timestamp))
+        else {
+            return Ok(None);
+        };
+        let found = self.find(begin, |entry| {
+            entry.frame.max_timestamp >= timestamp && entry.frame.last_offset >= start
+        })?;
+        Ok(found.map(|found| found.entry.frame))
+    }
+
+    /// About how many bytes lie from `offset` to the end.
+    pub(super) fn bytes_from(&self, offset: Offset) -> u64 {
+        let begin = self
+            .index
+            .read()
+            .as_ref()
+            .and_then(|index| index.position_of(offset));
+        self.length().saturating_sub(begin.unwrap_or(0))
+    }
+
+    /// Takes the segment out of service for good. False when it was before.
+    pub(super) fn quarantine(&self, position: u64, reason: &str) -> bool {
+        {
+            let mut damage = self.damage.lock();
+            if damage.is_some() {
+                return false;
+            }
+            *damage = Some(Damage {
+                position,
+                reason: reason.to_owned(),
+            });
+        }
+        *self.handle.lock() = None;
+        let (from, to) = (
+            self.around.path(self.base),
+            self.around.quarantine_path(self.base),
+        );
+        // The file may be gone: that is the damage then. The state carries the mark in any case.
+        if let Err(error) = self.around.fs.rename(&from, &to) {
+            tracing::warn!(file = %from.display(), %error, "cannot rename a damaged segment");
+        }
+        true
+    }
+
+    /// Removes the file. Readers that have it open can go on reading.
+    pub(super) fn remove(&self) -> Result<(), LogError> {
+        let path = self.path();
+        match self.around.fs.remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(LogError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Walks frames from the one at `position` to the first that is `wanted`.
+    fn find(
+        &self,
+        position: u64,
+        wanted: impl Fn(&EntryMeta) -> bool,
+    ) -> Result<Option<Found>, LogError> {
+        let mut found = None;
+        self.walk(position, |at| {
+            found = wanted(&at.entry).then_some(at);
+            found.is_none()
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` for every frame from `position` on, until it returns false.
+    fn walk(
+        &self,
+        mut position: u64,
+        mut visit: impl FnMut(Found) -> bool,
+    ) -> Result<(), LogError> {
+        let length = self.length();
+        let (mut window, mut window_at) = (Bytes::new(), 0u64);
+        while position < length {
+            let head = |window: &Bytes, window_at: u64| {
+                let at = usize::try_from(position.checked_sub(window_at)?).ok()?;
+                window
+                    .get(at..at.checked_add(FRAME)?)
+                    .map(|_| window.slice(at..at + FRAME))
+            };
+            let bytes = match head(&window, window_at) {
+                Some(bytes) => bytes,
+                None => {
+                    let want = usize::try_from(length - position)
+                        .unwrap_or(WINDOW)
+                        .min(WINDOW);
+                    window = self.chunk(position, want)?;
+                    window_at = position;
+                    window.slice(..FRAME.min(window.len()))
+                }
+            };
+            let entry = self.parse(position, &bytes)?;
+            if !visit(Found { position, entry }) {
+                break;
+            }
+            position = position.saturating_add(FRAME as u64 + u64::from(entry.payload_len));
+        }
+        Ok(())
+    }
+
+    fn parse(&self, position: u64, bytes: &[u8]) -> Result<EntryMeta, LogError> {
+        let handle = self.handle()?;
+        let corrupt = |reason: String| self.corrupt(position, &reason);
+        let head = FrameHead::parse(&handle.key, position, bytes, LIMITS)
+            .map_err(|error| corrupt(error.to_string()))?;
+        let meta =
+            frame::open(&handle.key, &head, bytes).map_err(|error| corrupt(error.to_string()))?;
+        let entry =
+            EntryMeta::decode(&meta).ok_or_else(|| corrupt("its meta is malformed".to_owned()))?;
+        let end = position.saturating_add(FRAME as u64 + u64::from(entry.payload_len));
+        if (entry.payload_len as usize) < TAG || end > self.length() {
+            return Err(corrupt(format!(
+                "the payload of {} bytes ends outside of the log",
+                entry.payload_len
+            )));
+        }
+        Ok(entry)
+    }
+
+    /// Reads exactly `want` bytes that lie before `length`.
+    fn chunk(&self, position: u64, want: usize) -> Result<Bytes, LogError> {
+        let mut buffer = vec![0; want];
+        let read = self
+            .handle()?
+            .file
+            .read_full_at(&mut buffer, position)
+            .map_err(LogError::io("read", &self.around.path(self.base)))?;
+        if read < want {
+            return Err(self.corrupt(
+                position.saturating_add(read as u64),
+                "the file ends here, before the log does",
+            ));
+        }
+        Ok(Bytes::from(buffer))
+    }
+
+    fn ensure_index(&self) -> Result<(), LogError> {
+        if self.index.read().is_some() {
+            return Ok(());
+        }
+        let mut slot = self.index.write();
+        if slot.is_none() {
+            let mut index = SparseIndex::default();
+            let begin = self.handle()?.frames_begin;
+            self.walk(begin, |found| {
+                index.add(found.position, &found.entry.frame);
+                true
+            })?;
+            *slot = Some(index);
+        }
+        Ok(())
+    }
+
+    fn handle(&self) -> Result<Arc<Handle>, LogError> {
+        self.used.store(true, Ordering::Release);
+        let mut slot = self.handle.lock();
+        if let Some(handle) = slot.as_ref() {
+            return Ok(Arc::clone(handle));
+        }
+        let path = self.around.path(self.base);
+        let file = self.around.fs.open(&path).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                self.corrupt(0, "the file is gone")
+            } else {
+                LogError::io("open", &path)(error)
+            }
+        })?;
+        let mut header = vec![0; HEADER_LIMIT];
+        let read = file
+            .read_full_at(&mut header, 0)
+            .map_err(LogError::io("read", &path))?;
+        header.truncate(read);
+        let (key, frames_begin) = self
+            .around
+            .keys
+            .open(KIND, &self.around.context_of(self.base), &header)
+            .map_err(LogError::header(&path))?;
+        let handle = Arc::new(Handle {
+            file,
+            key,
+            frames_begin: frames_begin as u64,
+        });
+        *slot = Some(Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    fn corrupt(&self, position: u64, reason: &str) -> LogError {
+        LogError::Corrupt {
+            file: self.around.path(self.base),
+            offset: position,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// Cuts a file to `length`; says what is wrong when it is shorter or missing.
+fn cut_to(fs: &dyn FileSystem, path: &Path, length: u64) -> Result<Option<Damage>, LogError> {
+    let file = match fs.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Some(Damage {
+                position: 0,
+                reason: "the file is gone".to_owned(),
+            }));
+        }
+        Err(error) => return Err(LogError::io("open", path)(error)),
+    };
+    let found = file.len().map_err(LogError::io("measure", path))?;
+    if found < length {
+        return Ok(Some(Damage {
+            position: found,
+            reason: format!("the file ends here, {length} bytes were written"),
+        }));
+    }
+    if found > length {
+        file.set_len(length).map_err(LogError::io("cut", path))?;
+    }
+    Ok(None)
+}

@@ -1,0 +1,569 @@
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use palisade_seal::FileKeys;
+use parking_lot::{Mutex, RwLock};
+
+use super::{
+    FrameMeta, PartitionState, QuarantinedSegment,
+    file::{Segment, Surroundings},
+    state::retention_start,
+};
+use crate::{LogError, Offset, PartitionIndex, TopicId, frame::FrameWriter, fs::FileSystem};
+
+/// Which partition a directory is for: bound into its files.
+#[derive(Clone, Debug)]
+pub struct PartitionPlace {
+    /// The partition's own directory.
+    pub dir: PathBuf,
+    /// Topic.
+    pub topic: TopicId,
+    /// Partition.
+    pub partition: PartitionIndex,
+}
+
+/// Where an appended batch is now.
+#[derive(Debug)]
+pub enum Stored {
+    /// In the segment file.
+    OnDisk,
+    /// In memory, because the file could not be written; [`PartitionLog::flush`] tries again.
+    InMemory(LogError),
+}
+
+/// The log of one partition. One thread appends; any thread reads.
+#[derive(Debug)]
+pub struct PartitionLog {
+    around: Arc<Surroundings>,
+    writer: Mutex<Writer>,
+    inner: RwLock<Inner>,
+    dir_changed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    /// The active segment's frame writer, and that segment's base offset.
+    frames: Option<(Offset, FrameWriter)>,
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    start: Offset,
+    end: Offset,
+    /// In the order of their offsets; the last one is appended to.
+    segments: Vec<Arc<Segment>>,
+    /// What could not be written yet, after the last segment.
+    backlog: VecDeque<(FrameMeta, Bytes)>,
+}
+
+impl PartitionLog {
+    /// Takes a partition's log back to `state`; a new partition has the default state. Nothing is made on the disk before the first append.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or cleaned. Damage to a segment is no error here: see [`PartitionLog::quarantined`].
+    pub fn open(
+        place: PartitionPlace,
+        state: &PartitionState,
+        fs: Arc<dyn FileSystem>,
+        keys: Arc<FileKeys>,
+    ) -> Result<Self, LogError> {
+        let context = [
+            place.topic.0.as_bytes().as_slice(),
+            &place.partition.0.to_be_bytes(),
+        ]
+        .concat();
+        let around = Arc::new(Surroundings {
+            dir: place.dir,
+            fs,
+            keys,
+            context,
+        });
+        remove_strays(&around, state)?;
+        let mut segments = Vec::with_capacity(state.segments.len());
+        for remembered in &state.segments {
+            let segment = Segment::reopen(&around, remembered)?;
+            if let (Some(damage), None) = (segment.damage(), &remembered.damage) {
+                report(&around.path(segment.base), damage.position, &damage.reason);
+            }
+            segments.push(Arc::new(segment));
+        }
+        Ok(Self {
+            around,
+            writer: Mutex::default(),
+            inner: RwLock::new(Inner {
+                start: state.start,
+                end: state.end,
+                segments,
+                backlog: VecDeque::new(),
+            }),
+            dir_changed: AtomicBool::new(false),
+        })
+    }
+
+    /// Appends a batch, which must begin at the end of the log. `segment_bytes` is the size at which a new segment begins, `now_ms` the broker's clock.
+    ///
+    /// # Errors
+    /// [`LogError::Invalid`] when the batch does not follow the one before or is no sealed batch. Trouble with the disk is no error, see [`Stored`].
+    pub fn append(
+        &self,
+        meta: FrameMeta,
+        payload: Bytes,
+        segment_bytes: u64,
+        now_ms: i64,
+    ) -> Result<Stored, LogError> {
+        let mut writer = self.writer.lock();
+        let (end, backlog_empty) = {
+            let inner = self.inner.read();
+            (inner.end, inner.backlog.is_empty())
+        };
+        let next = meta
+            .last_offset
+            .checked_add(1)
+            .filter(|_| meta.base_offset == end && meta.last_offset >= end);
+        let Some(next) = next else {
+            return Err(LogError::Invalid(format!(
+                "a batch of offsets {} to {} does not follow a log that ends at {end}",
+                meta.base_offset, meta.last_offset
+            )));
+        };
+        let outcome = if backlog_empty {
+            self.write(&mut writer, &meta, &payload, segment_bytes, now_ms)
+        } else {
+            Err(LogError::Invalid(
+                "batches before it wait to be written".to_owned(),
+            ))
+        };
+        let mut inner = self.inner.write();
+        inner.end = next;
+        match outcome {
+            Ok(()) => Ok(Stored::OnDisk),
+            Err(error) => {
+                inner.backlog.push_back((meta, payload));
+                Ok(Stored::InMemory(error))
+            }
+        }
+    }
+
+    /// Writes what waits in memory.
+    ///
+    /// # Errors
+    /// The first failure; the rest goes on waiting.
+    pub fn flush(&self, segment_bytes: u64, now_ms: i64) -> Result<(), LogError> {
+        let mut writer = self.writer.lock();
+        loop {
+            let Some((meta, payload)) = self.inner.read().backlog.front().cloned() else {
+                return Ok(());
+            };
+            self.write(&mut writer, &meta, &payload, segment_bytes, now_ms)?;
+            self.inner.write().backlog.pop_front();
+        }
+    }
+
+    /// Bytes that wait in memory to be written.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.inner
+            .read()
+            .backlog
+            .iter()
+            .map(|(_, payload)| payload.len())
+            .sum()
+    }
+
+    /// Reads batches from the one that holds `from`, about `max_bytes` of them, at least one when there is any. One call may return less than there is: read
+    /// on from the last offset.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] when the place is damaged, found now or before; I/O errors.
+    pub fn read(
+        &self,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<(FrameMeta, Bytes)>, LogError> {
+        let segment = {
+            let inner = self.inner.read();
+            match inner.segment_of(from) {
+                Some(segment) => Arc::clone(segment),
+                None => return Ok(inner.read_backlog(from, max_bytes)),
+            }
+        };
+        self.check(&segment)?;
+        segment
+            .read(from, max_bytes)
+            .inspect_err(|error| self.found(&segment, error))
+    }
+
+    /// Base offset of the first batch that reaches `timestamp`, ms. Which record of it does is for its reader to see.
+    ///
+    /// # Errors
+    /// As [`PartitionLog::read`]; damaged segments are passed over.
+    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<Offset>, LogError> {
+        let (start, segments) = {
+            let inner = self.inner.read();
+            (inner.start, inner.segments.clone())
+        };
+        for segment in segments {
+            if segment.max_timestamp() < timestamp
+                || segment.end() <= start
+                || segment.damage().is_some()
+            {
+                continue;
+            }
+            let found = segment
+                .find_time(timestamp, start)
+                .inspect_err(|error| self.found(&segment, error))?;
+            if let Some(frame) = found {
+                return Ok(Some(frame.base_offset));
+            }
+        }
+        let inner = self.inner.read();
+        let mut waiting = inner.backlog.iter().map(|(meta, _)| meta);
+        let found =
+            waiting.find(|meta| meta.max_timestamp >= timestamp && meta.last_offset >= start);
+        Ok(found.map(|meta| meta.base_offset))
+    }
+
+    /// The latest timestamp in the log, ms; `None` when no record has one.
+    #[must_use]
+    pub fn max_timestamp(&self) -> Option<i64> {
+        let inner = self.inner.read();
+        let on_disk = inner
+            .segments
+            .iter()
+            .filter(|segment| segment.damage().is_none())
+            .map(|segment| segment.max_timestamp());
+        let waiting = inner.backlog.iter().map(|(meta, _)| meta.max_timestamp);
+        on_disk
+            .chain(waiting)
+            .max()
+            .filter(|timestamp| *timestamp >= 0)
+    }
+
+    /// First offset that exists.
+    #[must_use]
+    pub fn start_offset(&self) -> Offset {
+        self.inner.read().start
+    }
+
+    /// Offset that the next record gets.
+    #[must_use]
+    pub fn end_offset(&self) -> Offset {
+        self.inner.read().end
+    }
+
+    /// Bytes of the segments' files.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.inner
+            .read()
+            .segments
+            .iter()
+            .map(|segment| segment.length())
+            .sum()
+    }
+
+    /// About how many bytes can be read from `from` on.
+    #[must_use]
+    pub fn bytes_from(&self, from: Offset) -> u64 {
+        let inner = self.inner.read();
+        if from >= inner.end {
+            return 0;
+        }
+        let on_disk: u64 = inner
+            .segments
+            .iter()
+            .filter(|segment| segment.end() > from)
+            .map(|segment| {
+                if segment.base >= from {
+                    segment.length()
+                } else {
+                    segment.bytes_from(from)
+                }
+            })
+            .sum();
+        let waiting: usize = inner
+            .backlog
+            .iter()
+            .filter(|(meta, _)| meta.last_offset >= from)
+            .map(|(_, payload)| payload.len())
+            .sum();
+        on_disk.saturating_add(waiting as u64)
+    }
+
+    /// Raises the first offset, never lowers it, and removes the segments that lie before it. Returns the first offset then.
+    pub fn advance_start(&self, to: Offset) -> Offset {
+        let _writer = self.writer.lock();
+        let (start, gone) = {
+            let mut inner = self.inner.write();
+            inner.start = inner.start.max(to.min(inner.end));
+            let start = inner.start;
+            let (gone, kept) = std::mem::take(&mut inner.segments).into_iter().partition(
+                |segment: &Arc<Segment>| segment.end() <= start && segment.end() > segment.base,
+            );
+            inner.segments = kept;
+            (start, gone)
+        };
+        for segment in gone {
+            self.dir_changed.store(true, Ordering::Release);
+            // Left behind, it is a stray for the next start to remove.
+            if let Err(error) = segment.remove() {
+                tracing::warn!(%error, "cannot remove a segment that is not needed any more");
+            }
+        }
+        start
+    }
+
+    /// The first offset that the limits allow, when it is higher than the one now: what to call [`PartitionLog::advance_start`] with.
+    #[must_use]
+    pub fn retention_start(
+        &self,
+        now_ms: i64,
+        retention_ms: Option<i64>,
+        retention_bytes: Option<u64>,
+    ) -> Option<Offset> {
+        let state = self.state();
+        retention_start(&state.segments, now_ms, retention_ms, retention_bytes)
+            .filter(|offset| *offset > state.start)
+    }
+
+    /// Makes everything appended so far durable, so that [`PartitionLog::state`] may go into a manifest.
+    ///
+    /// # Errors
+    /// When something cannot be written or synced; another call tries again.
+    pub fn sync(&self, segment_bytes: u64, now_ms: i64) -> Result<(), LogError> {
+        self.flush(segment_bytes, now_ms)?;
+        let segments = self.inner.read().segments.clone();
+        for segment in segments {
+            if segment.damage().is_none() {
+                segment.sync()?;
+            }
+        }
+        if self.dir_changed.swap(false, Ordering::AcqRel) {
+            let synced = self.around.fs.sync_dir(&self.around.dir);
+            if let Err(error) = synced {
+                self.dir_changed.store(true, Ordering::Release);
+                return Err(LogError::io("sync", &self.around.dir)(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a manifest needs to bring the log back.
+    #[must_use]
+    pub fn state(&self) -> PartitionState {
+        let inner = self.inner.read();
+        PartitionState {
+            start: inner.start,
+            end: inner.end,
+            segments: inner
+                .segments
+                .iter()
+                .map(|segment| segment.state())
+                .collect(),
+        }
+    }
+
+    /// Segments that are not served because they are damaged.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<QuarantinedSegment> {
+        let inner = self.inner.read();
+        let damaged = inner.segments.iter().filter_map(|segment| {
+            let damage = segment.damage()?;
+            Some(QuarantinedSegment {
+                file: segment.path(),
+                position: damage.position,
+                reason: damage.reason,
+                base: segment.base,
+                end: segment.end(),
+            })
+        });
+        damaged.collect()
+    }
+
+    /// Takes the segment that holds `offset` out of service: for a reader that found the batch there to be damaged under the topic's key.
+    pub fn quarantine(&self, offset: Offset, reason: &str) {
+        let segment = self.inner.read().segment_of(offset).cloned();
+        if let Some(segment) = segment
+            && segment.quarantine(0, reason)
+        {
+            self.dir_changed.store(true, Ordering::Release);
+            report(&segment.path(), 0, reason);
+        }
+    }
+
+    /// Closes the files that were not used since the last call.
+    pub fn close_idle(&self) {
+        for segment in &self.inner.read().segments {
+            segment.close_if_idle();
+        }
+    }
+
+    /// Removes the directory and everything in it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn remove(&self) -> Result<(), LogError> {
+        match self.around.fs.remove_dir_all(&self.around.dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(LogError::io("remove", &self.around.dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes one entry into the active segment, a new one when that is needed.
+    fn write(
+        &self,
+        writer: &mut Writer,
+        meta: &FrameMeta,
+        payload: &Bytes,
+        segment_bytes: u64,
+        now_ms: i64,
+    ) -> Result<(), LogError> {
+        let active = self.inner.read().segments.last().cloned();
+        let active = active.filter(|segment| {
+            segment.damage().is_none()
+                && (segment.end() == segment.base || segment.length() < segment_bytes)
+        });
+        if let Some(segment) = active {
+            match self.write_to(&segment, writer, meta, payload, now_ms) {
+                // What cannot be read back must not be appended to: go on in a new segment.
+                Err(error @ LogError::Corrupt { .. }) => self.found(&segment, &error),
+                outcome => return outcome,
+            }
+        }
+        let segment = self.roll(writer, meta.base_offset, now_ms)?;
+        self.write_to(&segment, writer, meta, payload, now_ms)
+    }
+
+    fn write_to(
+        &self,
+        segment: &Segment,
+        writer: &mut Writer,
+        meta: &FrameMeta,
+        payload: &Bytes,
+        now_ms: i64,
+    ) -> Result<(), LogError> {
+        let frames = match &mut writer.frames {
+            Some((base, frames)) if *base == segment.base => frames,
+            slot => &mut slot.insert((segment.base, segment.writer()?)).1,
+        };
+        segment.append(frames, &mut writer.scratch, meta, payload, now_ms)
+    }
+
+    fn roll(
+        &self,
+        writer: &mut Writer,
+        base: Offset,
+        now_ms: i64,
+    ) -> Result<Arc<Segment>, LogError> {
+        let dir = &self.around.dir;
+        if self.inner.read().segments.is_empty() {
+            self.around
+                .fs
+                .create_dir_all(dir)
+                .map_err(LogError::io("create", dir))?;
+        }
+        let (segment, frames) = Segment::create(&self.around, base, now_ms)?;
+        let segment = Arc::new(segment);
+        self.dir_changed.store(true, Ordering::Release);
+        writer.frames = Some((base, frames));
+        let mut inner = self.inner.write();
+        // An empty segment is only left when it is damaged; the new one takes its place.
+        inner.segments.retain(|other| other.base != base);
+        inner.segments.push(Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    fn check(&self, segment: &Segment) -> Result<(), LogError> {
+        match segment.damage() {
+            None => Ok(()),
+            Some(damage) => Err(LogError::Corrupt {
+                file: segment.path(),
+                offset: damage.position,
+                reason: format!("{}; the segment is quarantined", damage.reason),
+            }),
+        }
+    }
+
+    /// Takes the segment out of service when `error` says that it is damaged.
+    fn found(&self, segment: &Segment, error: &LogError) {
+        if let LogError::Corrupt {
+            file,
+            offset,
+            reason,
+        } = error
+            && segment.quarantine(*offset, reason)
+        {
+            self.dir_changed.store(true, Ordering::Release);
+            report(file, *offset, reason);
+        }
+    }
+}
+
+impl Inner {
+    /// The segment that holds `offset`, or the next one when nothing does.
+    fn segment_of(&self, offset: Offset) -> Option<&Arc<Segment>> {
+        let after = self
+            .segments
+            .partition_point(|segment| segment.base <= offset);
+        self.segments
+            .iter()
+            .skip(after.saturating_sub(1))
+            .find(|segment| segment.end() > offset)
+    }
+
+    fn read_backlog(&self, from: Offset, max_bytes: usize) -> Vec<(FrameMeta, Bytes)> {
+        let mut bytes = 0usize;
+        self.backlog
+            .iter()
+            .filter(|(meta, _)| meta.last_offset >= from)
+            .take_while(|(_, payload)| {
+                let first = bytes == 0;
+                bytes = bytes.saturating_add(payload.len());
+                first || bytes <= max_bytes
+            })
+            .cloned()
+            .collect()
+    }
+}
+
+/// Removes files that the state does not list: made after the manifest was, or left when a removal failed.
+fn remove_strays(around: &Surroundings, state: &PartitionState) -> Result<(), LogError> {
+    let names = match around.fs.list(&around.dir) {
+        Ok(names) => names,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(LogError::io("list", &around.dir)(error)),
+    };
+    for name in names {
+        let path = around.dir.join(&name);
+        let listed = state.segments.iter().any(|segment| {
+            let expected = if segment.damage.is_some() {
+                around.quarantine_path(segment.base)
+            } else {
+                around.path(segment.base)
+            };
+            // Quarantined after the manifest was written: the mark is made again, the file must stay for repair.
+            path == expected || path == around.quarantine_path(segment.base)
+        });
+        if !listed && name.contains(".seg") {
+            around
+                .fs
+                .remove_file(&path)
+                .map_err(LogError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn report(file: &Path, position: u64, reason: &str) {
+    tracing::error!(file = %file.display(), position, reason, "a segment is damaged and was taken out of service");
+}
