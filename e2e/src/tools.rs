@@ -1,0 +1,24 @@
+//! Real clients and tools, and the broker they are pointed at.
+//!
+//! - [`Broker`]: `palisade-broker dev` in a directory of its own, on free ports.
+//! - [`Java`]: the tools of Apache Kafka, many calls in one JVM.
+//! - [`Kcat`]: librdkafka's command-line client.
+//! - [`RawClient`]: bytes over TLS, for what no well-behaved client sends.
+//!
+//! Every child process is killed by its own id when the value that owns it is dropped, also when a test panics.
+
+mod access;
+mod broker;
+mod java;
+mod kcat;
+mod process;
+mod scan;
+mod wire;
+
+pub use access::{Access, Certificate, Login, Mechanism};
+pub use broker::{Broker, BrokerOptions};
+pub use java::{Java, Lease, tool};
+pub use kcat::Kcat;
+pub use process::{Background, Outcome, free_port, run, wait_until};
+pub use scan::files_containing;
+pub use wire::{Answer, RawClient};

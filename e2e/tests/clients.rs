@@ -1,0 +1,331 @@
+//! Clients against `palisade-broker dev`: librdkafka (kcat) and the Java producer, how they log in, what they are refused, and the
+//! quotas that slow them down.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use palisade_e2e::tools::{Broker, Java, Kcat, Login, Mechanism, run, tool, wait_until};
+
+/// Codecs, keys, headers and timestamps through librdkafka, read back as they were sent.
+#[test]
+fn kcat_produces_and_consumes_in_every_codec() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let kcat = Kcat::new(&admin)?;
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "codecs", "--partitions", "5"])?.success()?;
+    for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].iter().enumerate() {
+        let lines: String = (0..500).map(|number| format!("key-{number}:{codec} {number}\n")).collect();
+        let partition = partition.to_string();
+        let more = ["-p", &partition, "-z", codec, "-K:", "-H", "origin=kcat", "-X", "linger.ms=50"];
+        kcat.produce("codecs", &lines, &more)?.success()?;
+        let seen = kcat.consume("codecs", &["-p", &partition, "-f", "%k:%s %h\n"])?.success()?.stdout;
+        let expected: String = (0..500).map(|number| format!("key-{number}:{codec} {number} origin=kcat\n")).collect();
+        assert!(seen == expected, "{codec}: {} of {} bytes came back", seen.len(), expected.len());
+    }
+    let metadata = kcat.metadata()?;
+    assert_eq!(metadata["brokers"].as_array().map(Vec::len), Some(1), "{metadata}");
+    assert_eq!(metadata["brokers"][0]["name"], broker.bootstrap());
+    let topic = metadata["topics"].as_array().and_then(|topics| topics.iter().find(|topic| topic["topic"] == "codecs"));
+    let partitions = topic.and_then(|topic| topic["partitions"].as_array()).context("no topic")?;
+    assert!(partitions.len() == 5 && partitions.iter().all(|partition| partition["leader"].as_i64() >= Some(0)), "{metadata}");
+    // Topics are never made by being mentioned.
+    kcat.produce("unmade", "x\n", &[])?.refused("unknown topic")?;
+    Ok(())
+}
+
+/// Two members of a group share the partitions; when one leaves, the other gets all; what was committed is not read again.
+#[test]
+fn kcat_groups_share_partitions_and_keep_their_place() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let kcat = Kcat::new(&admin)?;
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "work", "--partitions", "4"])?.success()?;
+    let member = ["-q", "-u", "-X", "auto.offset.reset=earliest", "-X", "session.timeout.ms=6000", "-f", "%p %s\n", "-G", "workers", "work"];
+    let mut members = Vec::new();
+    for name in ["one.log", "two.log"] {
+        members.push(kcat.background(&member, &broker.scratch().join(name))?);
+    }
+    let mut round = 0;
+    // Records keep coming until both members were seen working: a rebalance takes as long as it takes.
+    wait_until("both members get records", Duration::from_secs(40), || {
+        round += 1;
+        for partition in ["0", "1", "2", "3"] {
+            kcat.produce("work", &format!("round-{round}\n"), &["-p", partition])?.success()?;
+        }
+        anyhow::ensure!(members.iter().all(|member| !member.log().is_empty()), "{:?}", members.iter().map(|member| member.log()).collect::<Vec<_>>());
+        Ok(())
+    })?;
+    let mut leaver = members.pop().context("two members")?;
+    leaver.terminate(Duration::from_secs(10))?;
+    for partition in ["0", "1", "2", "3"] {
+        kcat.produce("work", "last\n", &["-p", partition])?.success()?;
+    }
+    let stayer = members.pop().context("two members")?;
+    wait_until("the member that stays reads all partitions", Duration::from_secs(40), || {
+        let log = stayer.log();
+        let last = log.lines().filter(|line| line.ends_with(" last")).count();
+        anyhow::ensure!(last == 4, "{log}");
+        Ok(())
+    })?;
+    let mut stayer = stayer;
+    stayer.terminate(Duration::from_secs(10))?;
+    // Both left and committed: a third reads only what is new.
+    kcat.produce("work", "new\n", &["-p", "2"])?.success()?;
+    let seen = kcat.consume_group("workers", &["work"], &[])?.success()?.stdout;
+    assert_eq!(seen, "new\n");
+    Ok(())
+}
+
+/// All SASL mechanisms with the right and a wrong password, and a user who does not exist, in two clients.
+#[test]
+fn passwords_are_checked_by_every_mechanism() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let mut java = Java::lease()?;
+    for mechanism in ["SCRAM-SHA-512", "SCRAM-SHA-256"] {
+        let config = format!("{mechanism}=[iterations=4096,password=alice-secret]");
+        let alter = ["--alter", "--entity-type", "users", "--entity-name", "alice", "--add-config", &config];
+        java.tool(tool::CONFIGS, &admin, &alter)?.success()?;
+    }
+    for mechanism in [Mechanism::ScramSha512, Mechanism::ScramSha256, Mechanism::Plain] {
+        let client = |user: &str, password: &str| broker.client("probe", &Login::password(mechanism, user, password));
+        let right = Kcat::new(&client("alice", "alice-secret")?)?;
+        assert_eq!(right.metadata()?["brokers"].as_array().map(Vec::len), Some(1), "{mechanism:?}");
+        for (user, password) in [("alice", "alice-secret "), ("alice", ""), ("nobody", "alice-secret")] {
+            if password.is_empty() {
+                // librdkafka refuses to send an empty password itself.
+                continue;
+            }
+            let wrong = Kcat::new(&client(user, password)?)?;
+            wrong.run(&["-L", "-m", "4"], "")?.refused("authentication")?;
+        }
+        // The Java client tells a refused password from a lost connection; once per mechanism is enough.
+        let wrong = client("alice", "not it")?;
+        java.tool(tool::TOPICS, &wrong, &["--list"])?.refused("authentication failed")?;
+        java.tool(tool::TOPICS, &client("alice", "alice-secret")?, &["--list"])?.success()?;
+    }
+    let log = broker.log();
+    assert!(!log.contains("alice-secret") && !log.contains("not it"), "the log shows a password:\n{log}");
+    Ok(())
+}
+
+/// An authenticated user without any ACL sees and does nothing.
+#[test]
+fn a_user_without_rights_is_refused_everything() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "user-events"])?.success()?;
+    Kcat::new(&admin)?.produce("user-events", "secret\n", &[])?.success()?;
+    let mallory = broker.user(&mut java, "mallory")?;
+    let kcat = Kcat::new(&mallory)?;
+    kcat.produce("user-events", "forged\n", &[])?.refused("topic authorization failed")?;
+    let read = kcat.consume("user-events", &[])?.refused("topic authorization failed")?;
+    assert!(!read.stdout.contains("secret"), "{}", read.stdout);
+    let group = kcat.consume_group("analytics-service", &["user-events"], &["-c", "1"])?.says("authorization failed")?;
+    assert!(!group.stdout.contains("secret"), "{}", group.stdout);
+    assert_eq!(kcat.metadata()?["topics"].as_array().map(Vec::len), Some(0));
+    java.tool(tool::TOPICS, &mallory, &["--create", "--topic", "mine"])?.refused("authorization failed")?;
+    java.tool(tool::TOPICS, &mallory, &["--delete", "--topic", "user-events"])?.refused("user-events")?;
+    let alter = ["--alter", "--entity-type", "users", "--entity-name", "admin", "--add-config", "SCRAM-SHA-512=[password=mine]"];
+    java.tool(tool::CONFIGS, &mallory, &alter)?.refused("authorization")?;
+    java.tool(tool::CONSUMER_GROUPS, &mallory, &["--describe", "--group", "analytics-service"])?.says("authorized")?;
+    let seen = Kcat::new(&admin)?.consume("user-events", &[])?.success()?.stdout;
+    assert_eq!(seen, "secret\n");
+    Ok(())
+}
+
+/// A quota for one user and client id: the clients are told to wait, another client id of the same user is not.
+///
+/// What is asserted is what the broker told the clients and counted, not how long anything took.
+#[test]
+fn quotas_throttle_the_client_they_name() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "load"])?.success()?;
+    let alice = broker.user(&mut java, "alice")?;
+    let allow = ["--add", "--allow-principal", "User:alice", "--operation", "All", "--topic", "load"];
+    java.tool(tool::ACLS, &admin, &allow)?.success()?;
+    let quota = [
+        "--alter",
+        "--add-config",
+        "producer_byte_rate=65536,consumer_byte_rate=65536",
+        "--entity-type",
+        "users",
+        "--entity-name",
+        "alice",
+        "--entity-type",
+        "clients",
+        "--entity-name",
+        "client-1",
+    ];
+    java.tool(tool::CONFIGS, &admin, &quota)?.success()?;
+    let kcat = Kcat::new(&alice)?;
+    // 1 MB in batches of 64 KB: many times the rate, so that the window is overdrawn whatever the speed of the machine.
+    let line = "x".repeat(1000);
+    let lines: String = (0..1000).map(|_| format!("{line}\n")).collect();
+    let more = ["-v", "-X", "batch.size=65536", "-X", "message.timeout.ms=120000"];
+    let free = kcat.produce("load", &lines, &[&more[..], &["-X", "client.id=client-2"]].concat())?.success()?;
+    assert!(!free.stderr.contains("throttled request"), "{}", free.stderr);
+    let held = kcat.produce("load", &lines[..400_400], &[&more[..], &["-X", "client.id=client-1"]].concat())?.success()?;
+    assert!(throttled_ms(&held.stderr) > 0, "{}", held.stderr);
+    let read = ["-v", "-c", "800", "-X", "client.id=client-1", "-X", "fetch.message.max.bytes=65536"];
+    let read = kcat.run(&[&["-C", "-t", "load", "-o", "beginning", "-e"], &read[..]].concat(), "")?.success()?;
+    assert!(throttled_ms(&read.stderr) > 0, "{}", read.stderr);
+
+    let perf = [
+        "--topic",
+        "load",
+        "--num-records",
+        "300",
+        "--record-size",
+        "1000",
+        "--throughput",
+        "-1",
+        "--print-metrics",
+        "--command-property",
+        "client.id=client-1",
+        "batch.size=32768",
+    ];
+    let metrics = java.tool(tool::PRODUCER_PERFORMANCE, &alice, &perf)?.success()?.stdout;
+    let throttle = metrics
+        .lines()
+        .find(|line| line.contains("produce-throttle-time-max"))
+        .and_then(|line| line.rsplit(':').next()?.trim().parse::<f64>().ok());
+    assert!(throttle > Some(0.0), "{throttle:?} in\n{metrics}");
+    Ok(())
+}
+
+/// The broker counts what it holds back, by user and client id, for Prometheus.
+#[test]
+fn the_admin_port_serves_health_and_metrics() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    assert_eq!(broker.http("/healthz")?.0, 200);
+    assert_eq!(broker.http("/readyz")?.0, 200);
+    // Who holds no certificate of the cluster authority does not see the state.
+    let (status, body) = broker.http("/status")?;
+    assert!(status == 401 || status == 403, "{status} {body}");
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "counted", "--partitions", "3"])?.success()?;
+    Kcat::new(&admin)?.produce("counted", "one\ntwo\n", &[])?.success()?;
+    let (status, metrics) = broker.http("/metrics")?;
+    assert_eq!(status, 200);
+    assert!(metrics.contains("# TYPE palisade_"), "{metrics}");
+    assert!(!metrics.contains("counted one"), "{metrics}");
+    assert_eq!(broker.http("/nothing")?.0, 404);
+    Ok(())
+}
+
+/// Certificates: the principal is the subject, and an authority the broker does not trust proves nothing.
+#[test]
+fn a_client_certificate_is_a_principal() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "user-events"])?.success()?;
+    let bob = Kcat::new(&broker.client("bob", &Login::Certificate(broker.certificate("bob")?))?)?;
+    bob.produce("user-events", "early\n", &[])?.refused("topic authorization failed")?;
+    let allow = ["--add", "--allow-principal", "User:CN=bob", "--operation", "Write", "--topic", "user-events"];
+    java.tool(tool::ACLS, &admin, &allow)?.success()?;
+    bob.produce("user-events", "signed\n", &[])?.success()?;
+
+    let stranger = Broker::start()?;
+    let forged = broker.client("forged", &Login::Certificate(stranger.certificate("bob")?))?;
+    let refused = Kcat::new(&forged)?.run(&["-L", "-m", "4"], "")?;
+    assert_ne!(refused.status, 0, "{}", refused.text());
+    let seen = Kcat::new(&admin)?.consume("user-events", &[])?.success()?.stdout;
+    assert_eq!(seen, "signed\n");
+    Ok(())
+}
+
+/// Without TLS nothing is served; with TLS but no login nothing is served either; TLS 1.2 and 1.3 both work, 1.1 does not.
+#[test]
+fn plaintext_and_anonymous_clients_are_refused() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let plaintext = broker.scratch().join("plaintext.conf");
+    fs::write(&plaintext, format!("bootstrap.servers={}\nsecurity.protocol=PLAINTEXT\n", broker.bootstrap()))?;
+    let mut access = admin.clone();
+    access.librdkafka = plaintext;
+    let refused = Kcat::new(&access)?.run(&["-L", "-m", "4"], "")?;
+    assert_ne!(refused.status, 0, "{}", refused.text());
+    // A well-formed ApiVersions request in the clear gets no Kafka answer, at most a TLS alert.
+    let mut socket = TcpStream::connect(("127.0.0.1", broker.port()))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    socket.write_all(&[0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff])?;
+    let mut answer = Vec::new();
+    let _ = socket.read_to_end(&mut answer);
+    assert!(answer.len() < 32 && answer.first().is_none_or(|byte| *byte == 21), "{answer:?}");
+
+    let anonymous = Kcat::new(&broker.client("anonymous", &Login::Anonymous)?)?;
+    let refused = anonymous.run(&["-L", "-m", "4"], "")?;
+    assert_ne!(refused.status, 0, "{}", refused.text());
+
+    for (version, works) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false)] {
+        let mut client = Command::new("openssl");
+        client.args(["s_client", "-connect", &format!("127.0.0.1:{}", broker.port()), "-CAfile"]);
+        client.arg(broker.authority()).args(["-verify_return_error", "-verify_hostname", "localhost", "-brief", version]);
+        // Old versions need the client's own security level lowered, otherwise it would not even ask.
+        client.args(["-cipher", "DEFAULT:@SECLEVEL=0"]);
+        let outcome = run(&mut client, b"", Duration::from_secs(10))?;
+        assert_eq!(outcome.text().contains("CONNECTION ESTABLISHED"), works, "{version}: {}", outcome.text());
+    }
+    Ok(())
+}
+
+/// Distinct records by partition from two producers at once: the order within a partition is kept.
+#[test]
+fn producers_side_by_side_keep_their_order() -> Result<()> {
+    let broker = Broker::start()?;
+    let admin = broker.admin();
+    let mut java = Java::lease()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "ordered", "--partitions", "2"])?.success()?;
+    let kcat = Kcat::new(&admin)?;
+    std::thread::scope(|scope| {
+        let producers: Vec<_> = ["left", "right"]
+            .into_iter()
+            .map(|name| {
+                let kcat = &kcat;
+                scope.spawn(move || -> Result<()> {
+                    let lines: String = (0..5000).map(|number| format!("{name} {number}\n")).collect();
+                    kcat.produce("ordered", &lines, &["-X", "enable.idempotence=true", "-X", "batch.num.messages=100"])?.success()?;
+                    Ok(())
+                })
+            })
+            .collect();
+        producers.into_iter().try_for_each(|producer| producer.join().expect("a producer does not panic"))
+    })?;
+    let seen = kcat.consume("ordered", &["-f", "%p %s\n"])?.success()?.stdout;
+    let mut last: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    let mut distinct = BTreeSet::new();
+    for line in seen.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [partition, name, number] = fields[..] else { panic!("{line}") };
+        let number: i64 = number.parse()?;
+        let before = last.insert((partition, name), number).unwrap_or(-1);
+        assert!(before < number, "{name} {number} came after {before} in partition {partition}");
+        distinct.insert((name, number));
+    }
+    assert_eq!((distinct.len(), seen.lines().count()), (10_000, 10_000));
+    Ok(())
+}
+
+/// The sum of the waits that the broker asked a kcat for.
+fn throttled_ms(log: &str) -> u64 {
+    log.lines()
+        .filter_map(|line| line.split_once("throttled request for ")?.1.strip_suffix("ms")?.parse::<u64>().ok())
+        .sum()
+}
