@@ -16,3 +16,25 @@ pub(crate) const USER_OPERATIONS_RULE: &str = "self.resource.type != 'User' || s
 /// Keys of labels and annotations that are not the operator's own.
 pub(crate) const OWN_KEYS_RULE: &str =
     "!self.exists(key, key.startsWith('palisade.dev/') || key.startsWith('app.kubernetes.io/'))";
+
+/// The seconds of a period, in CEL. Go-style and ISO 8601 periods have the same unit letters once they are in lower case.
+fn seconds(period: &str) -> String {
+    format!(
+        "['w', 'd', 'h', 'm', 's'].map(unit, {period}.lowerAscii().find('[0-9]+' + unit) == '' ? 0 : int({period}.lowerAscii().find('[0-9]+' + unit).replace(unit, '')) * {{'w': 604800, 'd': 86400, 'h': 3600, 'm': 60, 's': 1}}[unit]).sum()"
+    )
+}
+
+/// A rule that holds when one period is shorter than another.
+pub(crate) fn shorter(period: &str, than: &str) -> String {
+    format!("{} < {}", seconds(period), seconds(than))
+}
+
+/// A rule that holds when one period is as long as another or shorter.
+pub(crate) fn not_longer(period: &str, than: &str) -> String {
+    format!("{} <= {}", seconds(period), seconds(than))
+}
+
+/// A rule that holds when a period has at least so many seconds.
+pub(crate) fn at_least(period: &str, number: u32) -> String {
+    format!("{} >= {number}", seconds(period))
+}

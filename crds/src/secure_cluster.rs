@@ -379,6 +379,12 @@ pub struct ListenerLimits {
 /// The authorities and what they issue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(schema::not_longer("self.leafValidity", "self.clusterAuthority.renewBefore"))
+        .message("leafValidity must not be longer than clusterAuthority.renewBefore: a certificate would outlive its authority"),
+    validation = Rule::new(schema::not_longer("self.leafValidity", "self.clientsAuthority.renewBefore"))
+        .message("leafValidity must not be longer than clientsAuthority.renewBefore: a certificate would outlive its authority")
+)]
 pub struct Certificates {
     /// Issues the brokers' certificates.
     #[serde(default)]
@@ -386,8 +392,9 @@ pub struct Certificates {
     /// Issues client certificates of MutualTls users.
     #[serde(default)]
     pub clients_authority: CertificateAuthority,
-    /// How long broker and client certificates are valid; they are renewed after two thirds of it.
+    /// How long broker and client certificates are valid, one minute at least; they are renewed after two thirds of it.
     #[serde(default = "default_leaf_validity")]
+    #[x_kube(validation = Rule::new(schema::at_least("self", 60)).message("certificates need a validity of one minute at least: write a longer leafValidity, such as 90d"))]
     pub leaf_validity: Period,
 }
 
@@ -408,6 +415,8 @@ const fn default_leaf_validity() -> Period {
 /// An authority.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(schema::shorter("self.renewBefore", "self.validity"))
+    .message("renewBefore must be shorter than validity: the authority would be due as soon as it is made"))]
 pub struct CertificateAuthority {
     /// Where its key comes from. `SecretRef`, `CertManager` and `Vault` are refused in this version.
     #[serde(default)]
