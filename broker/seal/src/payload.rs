@@ -58,14 +58,40 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Exhausted`] once the counter has reached its end: a new session is needed.
     pub fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, SealError> {
+        let (mut sealed, counter) = self.begin(plaintext.len())?;
+        sealed.resize(plaintext.len() + PAYLOAD_OVERHEAD, 0);
+        let (_, body) = sealed.split_at_mut(HEADER_LEN);
+        self.cipher.seal_to(nonce(counter), aad, plaintext, body)?;
+        Ok(sealed)
+    }
+
+    /// As [`Sealer::seal`] of all `parts` joined, without a buffer for joining them.
+    ///
+    /// # Errors
+    /// As [`Sealer::seal`].
+    pub fn seal_parts(&self, aad: &[u8], parts: &[&[u8]]) -> Result<Vec<u8>, SealError> {
+        let length = parts
+            .iter()
+            .fold(0usize, |sum, part| sum.saturating_add(part.len()));
+        let (mut sealed, counter) = self.begin(length)?;
+        for part in parts {
+            sealed.extend_from_slice(part);
+        }
+        let (_, body) = sealed.split_at_mut(HEADER_LEN);
+        let tag = self.cipher.seal(nonce(counter), aad, body)?;
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    /// Takes a counter, and begins a buffer with room for all that is sealed with it.
+    fn begin(&self, plaintext_len: usize) -> Result<(Vec<u8>, u64), SealError> {
         let counter = self
             .next
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
                 next.checked_add(1)
             })
             .map_err(|_| SealError::Exhausted)?;
-        let length = plaintext
-            .len()
+        let length = plaintext_len
             .checked_add(PAYLOAD_OVERHEAD)
             .ok_or_else(|| SealError::malformed(WHAT, "too long to seal"))?;
         let mut sealed = Vec::with_capacity(length);
@@ -73,10 +99,7 @@ impl Sealer {
         sealed.extend_from_slice(&self.version.0.to_be_bytes());
         sealed.extend_from_slice(&self.salt);
         sealed.extend_from_slice(&counter.to_be_bytes());
-        sealed.resize(length, 0);
-        let (_, body) = sealed.split_at_mut(HEADER_LEN);
-        self.cipher.seal_to(nonce(counter), aad, plaintext, body)?;
-        Ok(sealed)
+        Ok((sealed, counter))
     }
 
     /// The version of the data key.
@@ -162,6 +185,16 @@ impl KeyRing {
     /// [`SealError::UnknownDek`] when the version is not in the ring, [`SealError::Malformed`] or
     /// [`SealError::NotAuthentic`] when the data is bad.
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut plaintext = Vec::new();
+        self.open_into(aad, sealed, &mut plaintext)?;
+        Ok(plaintext)
+    }
+
+    /// As [`KeyRing::open`], appending the plaintext to `out`. After an error `out` is as it was.
+    ///
+    /// # Errors
+    /// As [`KeyRing::open`].
+    pub fn open_into(&self, aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> Result<(), SealError> {
         let parsed = parse(sealed)?;
         let id = (parsed.version, parsed.salt);
         let cached = self
@@ -179,19 +212,19 @@ impl KeyRing {
             .len()
             .checked_sub(TAG_LEN)
             .ok_or_else(|| SealError::malformed(WHAT, "shorter than its tag"))?;
-        let mut plaintext = vec![0u8; length];
-        cipher.open_to(
-            nonce(parsed.counter),
-            aad,
-            parsed.body,
-            &mut plaintext,
-            WHAT,
-        )?;
+        let start = out.len();
+        out.resize(start.saturating_add(length), 0);
+        let (_, plaintext) = out.split_at_mut(start);
+        if let Err(error) = cipher.open_to(nonce(parsed.counter), aad, parsed.body, plaintext, WHAT)
+        {
+            out.truncate(start);
+            return Err(error);
+        }
         // Only after it authenticated, so that bad data cannot fill the cache.
         if is_new {
             self.remember(id, cipher);
         }
-        Ok(plaintext)
+        Ok(())
     }
 
     fn subkey(&self, version: DekVersion, salt: &[u8; SALT_LEN]) -> Result<Cipher, SealError> {
@@ -310,6 +343,19 @@ mod tests {
             assert_eq!(ring.open(b"place", &sealed).unwrap(), b"text");
         }
         assert!(KeyRing::new().sealer().unwrap().is_none());
+    }
+
+    #[test]
+    fn parts_are_sealed_as_one_and_opened_behind_what_is_there() {
+        let ring = ring();
+        let sealer = ring.sealer().unwrap().unwrap();
+        let sealed = sealer.seal_parts(b"place", &[b"one", b"", b"two"]).unwrap();
+        assert_eq!(sealed.len(), 6 + PAYLOAD_OVERHEAD);
+        let mut out = b"zero".to_vec();
+        ring.open_into(b"place", &sealed, &mut out).unwrap();
+        assert_eq!(out, b"zeroonetwo");
+        assert!(ring.open_into(b"elsewhere", &sealed, &mut out).is_err());
+        assert_eq!(out, b"zeroonetwo", "nothing is left of what did not open");
     }
 
     #[test]
