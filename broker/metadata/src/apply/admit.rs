@@ -1,0 +1,94 @@
+//! What the proposer checks before a command becomes a log entry.
+
+use super::Outcome;
+use crate::{
+    Image, MetadataCommand, MetadataError,
+    command::{ConfigOp, ConfigResource},
+    config::{ConfigError, Namespace},
+};
+
+/// Longest cluster id.
+const MAX_CLUSTER_ID: usize = 64;
+/// Data shards that make sense on one cluster.
+const MAX_DATA_SHARDS: u32 = 1024;
+
+impl Image {
+    /// Checks a command against this state and encodes it: what a request does before it proposes. The state may change
+    /// before the entry is applied, so `apply` decides again; this is where a request with a mistake ends early.
+    ///
+    /// # Errors
+    /// [`MetadataError`], the same that applying it now would give, and what is wrong with values.
+    pub fn admit(&self, command: &MetadataCommand) -> Result<Vec<u8>, MetadataError> {
+        self.dry_run(command)?;
+        command.encode()
+    }
+
+    /// What the command would answer now, changing nothing: `validateOnly` of requests.
+    ///
+    /// # Errors
+    /// As [`Image::admit`].
+    pub fn dry_run(&self, command: &MetadataCommand) -> Outcome {
+        self.check_values(command)?;
+        self.clone().apply(command.clone())
+    }
+
+    fn check_values(&self, command: &MetadataCommand) -> Result<(), MetadataError> {
+        match command {
+            MetadataCommand::Bootstrap {
+                cluster_id,
+                data_shards,
+            } => check_bootstrap(cluster_id, *data_shards),
+            MetadataCommand::CreateTopic { config, .. } => Ok(Namespace::Topic.check(config)?),
+            MetadataCommand::AlterConfigs {
+                resource,
+                replace,
+                ops,
+            } => self.check_alter_configs(resource, *replace, ops),
+            MetadataCommand::AlterQuotas { entity, changes } => {
+                for (key, value) in changes {
+                    if let Some(value) = value {
+                        entity.check_value(*key, *value)?;
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_alter_configs(
+        &self,
+        resource: &ConfigResource,
+        replace: bool,
+        ops: &[ConfigOp],
+    ) -> Result<(), MetadataError> {
+        let (namespace, current) = match resource {
+            ConfigResource::Topic(id) => (Namespace::Topic, &self.topic(*id)?.config),
+            ConfigResource::Brokers => (Namespace::Broker, &*self.broker_configs),
+        };
+        namespace.check_ops(ops)?;
+        let next = namespace.altered(current, replace, ops);
+        // An override of an older version that is left alone must not stand in the way of changing another.
+        let touched = next
+            .into_iter()
+            .filter(|(name, value)| current.get(name) != Some(value))
+            .collect();
+        Ok(namespace.check(&touched)?)
+    }
+}
+
+fn check_bootstrap(cluster_id: &str, data_shards: u32) -> Result<(), MetadataError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if cluster_id.is_empty()
+        || cluster_id.len() > MAX_CLUSTER_ID
+        || !cluster_id.bytes().all(allowed)
+    {
+        return Err(MetadataError::Malformed(format!(
+            "a cluster id has 1 to {MAX_CLUSTER_ID} letters, digits, `_` or `-`"
+        )));
+    }
+    if data_shards == 0 || data_shards > MAX_DATA_SHARDS {
+        return Err(ConfigError::Contradiction("a cluster has 1 to 1024 data shards").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! The changes that the metadata shard knows, and what they answer.
+//!
+//! Commands are log entries and stay on disks: a format byte, then postcard. Variants and fields are only ever added at
+//! the end, under a new format byte with a reader for the old one.
+
+use std::{collections::BTreeMap, fmt};
+
+use palisade_log::{ShardId, TopicId};
+use palisade_seal::{DekVersion, WrappedKey};
+use palisade_security::{
+    ScramCredential, ScramMechanism,
+    acl::{AclBinding, AclFilter},
+    quota::{QuotaEntity, QuotaKey},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::MetadataError;
+
+const FORMAT: u8 = 1;
+/// Longest command that is read: a bound for what a damaged entry can ask for, far above what requests carry.
+pub const MAX_COMMAND_BYTES: usize = 16 << 20;
+
+/// A change of the metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MetadataCommand {
+    /// Gives an empty cluster its id and its data shards; later ones must agree with the first.
+    Bootstrap {
+        /// Kafka cluster id.
+        cluster_id: String,
+        /// Number of data shards, which are numbered from 1.
+        data_shards: u32,
+    },
+    /// A broker has started; it fences an earlier incarnation of the same id.
+    RegisterBroker {
+        /// Kafka broker id.
+        id: i32,
+        /// A fresh id for each data directory.
+        incarnation: Uuid,
+        /// Where it stands.
+        rack: Option<String>,
+        /// How it is reached.
+        endpoints: Vec<BrokerEndpoint>,
+    },
+    /// A broker is gone for good.
+    UnregisterBroker {
+        /// Kafka broker id.
+        id: i32,
+    },
+    /// Creates a topic.
+    CreateTopic {
+        /// Its name.
+        name: String,
+        /// Its id, made by the proposer.
+        id: TopicId,
+        /// How many partitions.
+        partitions: u32,
+        /// How many replicas.
+        replication_factor: u16,
+        /// Configuration overrides.
+        config: BTreeMap<String, String>,
+        /// Version 1 of its key.
+        dek: WrappedKey,
+    },
+    /// Deletes a topic, and with it its wrapped keys: its data cannot be read by anyone from then on.
+    DeleteTopic {
+        /// Its id.
+        id: TopicId,
+    },
+    /// Adds partitions to a topic.
+    CreatePartitions {
+        /// Its id.
+        id: TopicId,
+        /// How many partitions it has then.
+        total: u32,
+    },
+    /// Changes configuration overrides, all or none.
+    AlterConfigs {
+        /// Whose.
+        resource: ConfigResource,
+        /// Forget all overrides first (the old `AlterConfigs`); otherwise the others stay (`IncrementalAlterConfigs`).
+        replace: bool,
+        /// The changes, in order.
+        ops: Vec<ConfigOp>,
+    },
+    /// Adds ACLs.
+    CreateAcls {
+        /// The bindings.
+        bindings: Vec<AclBinding>,
+    },
+    /// Removes ACLs.
+    DeleteAcls {
+        /// What selects them.
+        filters: Vec<AclFilter>,
+    },
+    /// Sets and removes the SCRAM credentials of one user, all or none.
+    AlterScram {
+        /// The user.
+        user: String,
+        /// Credentials to set.
+        upserts: Vec<ScramCredential>,
+        /// Credentials to remove; they must exist.
+        deletions: Vec<ScramMechanism>,
+    },
+    /// Sets (`Some`) and removes (`None`) quotas of one entity, all or none.
+    AlterQuotas {
+        /// Whose.
+        entity: QuotaEntity,
+        /// The changes.
+        changes: Vec<(QuotaKey, Option<f64>)>,
+    },
+    /// Reserves producer ids.
+    AllocateProducerIds {
+        /// How many.
+        count: u32,
+    },
+    /// Sets a version of the system key.
+    SetSystemKey {
+        /// The version: the next one, or an existing one that is wrapped anew.
+        version: DekVersion,
+        /// The key.
+        key: WrappedKey,
+    },
+    /// Sets a version of a topic's key.
+    SetTopicKey {
+        /// The topic's id.
+        id: TopicId,
+        /// The version: the next one, or an existing one that is wrapped anew.
+        version: DekVersion,
+        /// The key.
+        key: WrappedKey,
+    },
+    /// Destroys an old version of a topic's key, when nothing is sealed with it any more.
+    DropTopicKey {
+        /// The topic's id.
+        id: TopicId,
+        /// The version; never the newest.
+        version: DekVersion,
+    },
+}
+
+/// One way to reach a broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerEndpoint {
+    /// Name of the listener.
+    pub listener: String,
+    /// Host name as clients see it.
+    pub host: String,
+    /// Port as clients see it.
+    pub port: u16,
+}
+
+/// What a configuration belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ConfigResource {
+    /// A topic.
+    Topic(TopicId),
+    /// Every broker: the defaults of topics without an override.
+    Brokers,
+}
+
+impl fmt::Display for ConfigResource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topic(id) => write!(formatter, "topic {id}"),
+            Self::Brokers => formatter.write_str("the brokers' defaults"),
+        }
+    }
+}
+
+/// A change of one override.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigOp {
+    /// Sets it.
+    Set {
+        /// Name of the config.
+        name: String,
+        /// The value.
+        value: String,
+    },
+    /// Removes it, so that the default counts again.
+    Delete {
+        /// Name of the config.
+        name: String,
+    },
+    /// Adds items to a list.
+    Append {
+        /// Name of the config.
+        name: String,
+        /// The items, separated by commas.
+        value: String,
+    },
+    /// Removes items from a list.
+    Subtract {
+        /// Name of the config.
+        name: String,
+        /// The items, separated by commas.
+        value: String,
+    },
+}
+
+impl ConfigOp {
+    /// Name of the config.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Set { name, .. }
+            | Self::Delete { name }
+            | Self::Append { name, .. }
+            | Self::Subtract { name, .. } => name,
+        }
+    }
+}
+
+/// What a command answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetadataResponse {
+    /// Nothing but that it is done.
+    Done,
+    /// A broker is registered.
+    BrokerRegistered {
+        /// Grows with every registration; older ones are fenced.
+        epoch: u64,
+    },
+    /// A topic exists or has grown.
+    Partitions {
+        /// Its id.
+        id: TopicId,
+        /// The shard of each partition, in order.
+        shards: Vec<ShardId>,
+    },
+    /// A topic is gone.
+    TopicDeleted {
+        /// The name it had.
+        name: String,
+    },
+    /// ACLs are added.
+    AclsCreated {
+        /// How many of them were new.
+        added: usize,
+    },
+    /// ACLs are removed.
+    AclsDeleted {
+        /// What each filter removed, in the order of the filters.
+        removed: Vec<Vec<AclBinding>>,
+    },
+    /// Producer ids are reserved.
+    ProducerIds {
+        /// The first of them.
+        first: i64,
+        /// How many.
+        count: u32,
+    },
+}
+
+impl MetadataCommand {
+    /// The command as a log entry. [`crate::Image::admit`] is what proposers call.
+    ///
+    /// # Errors
+    /// [`MetadataError::Malformed`] when it cannot be serialised or is too large.
+    pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
+        let bytes = postcard::to_extend(self, vec![FORMAT])
+            .map_err(|error| MetadataError::Malformed(error.to_string()))?;
+        if bytes.len() > MAX_COMMAND_BYTES {
+            return Err(MetadataError::Malformed(format!(
+                "{} bytes, at most {MAX_COMMAND_BYTES} are allowed",
+                bytes.len()
+            )));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a log entry.
+    ///
+    /// # Errors
+    /// [`MetadataError::Malformed`] or [`MetadataError::Format`]: every broker refuses the same entries.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MetadataError> {
+        let malformed = |reason: String| MetadataError::Malformed(reason);
+        if bytes.len() > MAX_COMMAND_BYTES {
+            return Err(malformed(format!("{} bytes", bytes.len())));
+        }
+        match bytes.split_first() {
+            None => Err(malformed("it is empty".to_owned())),
+            Some((&FORMAT, body)) => match postcard::take_from_bytes(body) {
+                Ok((command, [])) => Ok(command),
+                Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),
+                Err(error) => Err(malformed(error.to_string())),
+            },
+            Some((format, _)) => Err(MetadataError::Format(*format)),
+        }
+    }
+}

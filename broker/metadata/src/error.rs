@@ -1,0 +1,134 @@
+//! Why a command is refused.
+
+use palisade_log::TopicId;
+use palisade_security::{
+    ScramMechanism, acl::BindingError, name::NameError, quota::QuotaError, scram::CredentialError,
+};
+
+use crate::{config::ConfigError, topic_name::TopicNameError};
+
+/// Why a command is refused; nothing has changed then. Each variant has one Kafka error code, which the server knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetadataError {
+    /// The entry is no command.
+    #[error("a metadata command is malformed: {0}")]
+    Malformed(String),
+    /// The entry is of a newer version.
+    #[error("metadata command format {0} is unknown: written by a newer version of the broker")]
+    Format(u8),
+    /// The cluster has no id yet.
+    #[error("the cluster has not been bootstrapped yet")]
+    NotBootstrapped,
+    /// The cluster has another id.
+    #[error(
+        "the data belongs to cluster `{found}`, the configuration says `{wanted}`: use the volume of this cluster, or correct node.cluster_id"
+    )]
+    ClusterId {
+        /// The id in the metadata.
+        found: String,
+        /// The id in the command.
+        wanted: String,
+    },
+    /// The number of data shards cannot change.
+    #[error(
+        "the cluster has {found} data shards, the configuration says {wanted}: storage.data_shards cannot change after the first start"
+    )]
+    DataShards {
+        /// The number in the metadata.
+        found: u32,
+        /// The number in the command.
+        wanted: u32,
+    },
+    /// A broker id that nobody has.
+    #[error("broker {0} is not registered")]
+    UnknownBroker(i32),
+    /// A registration that cannot be.
+    #[error("the registration of broker {id} is not usable: {reason}")]
+    InvalidBroker {
+        /// The broker.
+        id: i32,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The name is taken.
+    #[error("topic `{0}` already exists")]
+    TopicExists(String),
+    /// No such topic.
+    #[error("there is no topic with id {0}")]
+    UnknownTopic(TopicId),
+    /// The name is not allowed.
+    #[error("{0}")]
+    TopicName(#[from] TopicNameError),
+    /// Differs from another topic only in dots and underscores.
+    #[error(
+        "topic `{name}` collides with the existing topic `{existing}`: names that differ only in `.` and `_` have the same metrics"
+    )]
+    TopicCollision {
+        /// The new name.
+        name: String,
+        /// The other topic.
+        existing: String,
+    },
+    /// A number of partitions that cannot be.
+    #[error("{0}")]
+    Partitions(String),
+    /// A number of replicas that cannot be.
+    #[error("replication factor {wanted} is not possible with {brokers} brokers")]
+    ReplicationFactor {
+        /// The number asked for.
+        wanted: u16,
+        /// The number of registered brokers.
+        brokers: usize,
+    },
+    /// A configuration that cannot be.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// An ACL that cannot be.
+    #[error("{0}")]
+    Acl(#[from] BindingError),
+    /// A quota that cannot be.
+    #[error("{0}")]
+    Quota(#[from] QuotaError),
+    /// A user name that cannot be.
+    #[error("{0}")]
+    UserName(#[from] NameError),
+    /// A credential that cannot be.
+    #[error("{0}")]
+    Credential(#[from] CredentialError),
+    /// The credential to delete does not exist.
+    #[error("user `{user}` has no {mechanism} credential to delete")]
+    UnknownCredential {
+        /// The user.
+        user: String,
+        /// The mechanism.
+        mechanism: ScramMechanism,
+    },
+    /// The same credential twice in one request.
+    #[error("the request changes the {mechanism} credential of user `{user}` more than once")]
+    DuplicateCredential {
+        /// The user.
+        user: String,
+        /// The mechanism.
+        mechanism: ScramMechanism,
+    },
+    /// No producer ids left, or none asked for.
+    #[error("cannot reserve {0} producer ids")]
+    ProducerIds(u32),
+    /// A key version out of order, or one that is still needed.
+    #[error("key version {found} is not possible: {reason}")]
+    KeyVersion {
+        /// The version in the command.
+        found: u32,
+        /// What would be.
+        reason: &'static str,
+    },
+    /// More of something than a cluster may have.
+    #[error("the cluster has as many {what} as it may: {limit}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many it may have.
+        limit: usize,
+    },
+}
