@@ -10,6 +10,7 @@ use kube::{
     core::cel::{CompiledSchema, Validator, compile_schema},
 };
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     Acl, CertRotation, Quota, SecureCluster, Topic, User,
@@ -74,14 +75,21 @@ pub fn check<T: Guarded>(object: &T) -> Result<(), Violations> {
 /// # Errors
 /// Every rule that refuses it, or why the rules could not be evaluated.
 pub fn check_change<T: Guarded>(object: &T, former: Option<&T>) -> Result<(), Violations> {
-    let internal = |problem: String| Violations(vec![problem]);
+    let json = |object: &T| {
+        serde_json::to_value(object).map_err(|error| Violations(vec![error.to_string()]))
+    };
+    check_json::<T>(&json(object)?, former.map(json).transpose()?.as_ref())
+}
+
+/// The same for objects as they were written, which may not even have the types that the kind asks for.
+///
+/// # Errors
+/// Every rule that refuses it, or why the rules could not be evaluated.
+pub fn check_json<T: Guarded>(object: &Value, former: Option<&Value>) -> Result<(), Violations> {
     let rules = T::compiled()
         .as_ref()
-        .map_err(|problem| internal(problem.clone()))?;
-    let json =
-        |object: &T| serde_json::to_value(object).map_err(|error| internal(error.to_string()));
-    let former = former.map(json).transpose()?;
+        .map_err(|problem| Violations(vec![problem.clone()]))?;
     Validator::new()
-        .validate_compiled(rules, &json(object)?, former.as_ref())
+        .validate_compiled(rules, object, former)
         .map_err(|errors| Violations(errors.as_slice().iter().map(ToString::to_string).collect()))
 }

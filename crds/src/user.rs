@@ -30,6 +30,10 @@ use crate::{AuthenticationType, CertificateStatus, ClusterRef, Period};
     validation = (
         "self.metadata.name.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
         "metadata.name becomes the user's name and the common name of its certificate: use at most 63 lower-case letters, digits, dots and hyphens"
+    ),
+    validation = (
+        "(has(self.spec.credentials.secretName) ? self.spec.credentials.secretName : self.metadata.name) == (has(oldSelf.spec.credentials.secretName) ? oldSelf.spec.credentials.secretName : oldSelf.metadata.name)",
+        "secretName is immutable: workloads mount the Secret by it; create another User"
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -105,7 +109,6 @@ pub struct Credentials {
         length(min = 1, max = 253),
         regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     )]
-    #[x_kube(validation = ("self == oldSelf", "secretName is immutable: workloads mount it; create another User"))]
     pub secret_name: Option<String>,
     /// How often the credential is replaced; refused in this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
