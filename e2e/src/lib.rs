@@ -1,1 +1,7 @@
-//! palisade-e2e
+//! Everything that proves Palisade's claims: a real Kubernetes that runs without a container engine,
+//! container images built without one, and the drivers of the demo and the end-to-end tests.
+
+pub mod cluster;
+pub mod image;
+pub mod progress;
+pub mod tools;

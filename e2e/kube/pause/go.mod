@@ -1,0 +1,3 @@
+module palisade.dev/e2e/kube/pause
+
+go 1.26.0

@@ -1,0 +1,34 @@
+//! A real Kubernetes on this machine, without a container engine.
+
+mod api_server;
+pub mod command;
+mod control_plane;
+mod directory;
+mod error;
+mod pki;
+mod process;
+mod programs;
+
+use std::path::Path;
+
+pub use api_server::ApiServer;
+pub use error::{ClusterError, Inability};
+pub use programs::Program;
+
+/// A client from a kubeconfig file.
+///
+/// # Errors
+/// When the file cannot be read or does not describe a cluster.
+pub async fn client(kubeconfig: &Path) -> Result<kube::Client, ClusterError> {
+    let failed = |detail: String| ClusterError::Client {
+        kubeconfig: kubeconfig.to_owned(),
+        detail,
+    };
+    let read = kube::config::Kubeconfig::read_from(kubeconfig)
+        .map_err(|error| failed(error.to_string()))?;
+    let config =
+        kube::Config::from_custom_kubeconfig(read, &kube::config::KubeConfigOptions::default())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+    kube::Client::try_from(config).map_err(|error| failed(error.to_string()))
+}
