@@ -5,4 +5,5 @@
 //! * [`group`]: who is a member of which group and of which generation: kept in memory by the group's leader, and built
 //!   again by the members themselves when leadership moves or the broker restarts.
 
+pub mod group;
 pub mod offsets;
