@@ -120,9 +120,8 @@ fn parse(mounts: &str) -> Result<Hierarchies, Inability> {
             Some("cgroup2") => version_2 = Some(mount_point),
             Some("cgroup") => {
                 let options = after.nth(1).unwrap_or_default();
-                if options.split(',').any(|it| CONTROLLERS.contains(&it)) {
-                    version_1.push((mount_point, options));
-                }
+                // All of them: a kubelet wants its group in every tree, even in one without a controller.
+                version_1.push((mount_point, options));
             }
             _ => {}
         }
@@ -134,7 +133,7 @@ fn parse(mounts: &str) -> Result<Hierarchies, Inability> {
             version_2: true,
         });
     }
-    let missing: Vec<&str> = ["cpu", "memory", "pids", "cpuset"]
+    let missing: Vec<&str> = CONTROLLERS
         .into_iter()
         .filter(|wanted| {
             !version_1
@@ -217,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_1_has_a_root_for_each_controller_in_use() {
+    fn version_1_has_a_root_for_each_tree() {
         let mounts = "\
             31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
             32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
@@ -229,7 +228,7 @@ mod tests {
         let found = parse(mounts).unwrap();
         assert!(!found.version_2);
         assert_eq!(found.daemons, Path::new("/sys/fs/cgroup/pids"));
-        assert_eq!(found.roots.len(), 4);
+        assert_eq!(found.roots.len(), 5);
     }
 
     #[test]

@@ -1,17 +1,25 @@
 //! A real Kubernetes on this machine, without a container engine.
 
+mod addons;
 mod api_server;
+mod built_in;
+mod cgroup;
 pub mod command;
 mod control_plane;
 mod directory;
 mod error;
+mod host;
+mod network;
+mod node;
 mod pki;
+mod preflight;
 mod process;
 mod programs;
 
 use std::path::Path;
 
 pub use api_server::ApiServer;
+pub use built_in::Cluster;
 pub use error::{ClusterError, Inability};
 pub use programs::Program;
 
