@@ -117,11 +117,14 @@ impl fmt::Debug for Sealer {
     }
 }
 
+/// What a subkey is derived from besides the data key.
+type SubkeyId = (DekVersion, [u8; SALT_LEN]);
+
 /// The versions of one data key: opens what any [`Sealer`] of them sealed.
 #[derive(Default)]
 pub struct KeyRing {
     versions: RwLock<BTreeMap<DekVersion, SecretKey>>,
-    subkeys: RwLock<HashMap<(DekVersion, [u8; SALT_LEN]), Arc<Cipher>>>,
+    subkeys: RwLock<HashMap<SubkeyId, Arc<Cipher>>>,
 }
 
 impl KeyRing {
@@ -243,7 +246,7 @@ impl KeyRing {
         subkey(key, version, salt)
     }
 
-    fn remember(&self, id: (DekVersion, [u8; SALT_LEN]), cipher: Arc<Cipher>) {
+    fn remember(&self, id: SubkeyId, cipher: Arc<Cipher>) {
         let mut subkeys = self.subkeys.write().unwrap_or_else(PoisonError::into_inner);
         if subkeys.len() >= CACHED_SUBKEYS {
             // Deriving again costs two microseconds; keeping an order of use would cost more.

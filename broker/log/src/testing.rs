@@ -1,0 +1,231 @@
+//! A file system with faults, for tests of the logs and of what is above them.
+
+use std::{
+    fmt, io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use crate::fs::{FileSystem, LogFile, RealFs};
+
+/// The unit in which a crash keeps or loses what was written.
+const SECTOR: usize = 512;
+
+/// The real file system with a disk that can be full, can fail to sync, and can lose power.
+#[derive(Clone, Debug, Default)]
+pub struct FaultFs {
+    state: Arc<Mutex<State>>,
+    /// Counts crashes: what was opened before one is dead after it.
+    life: Arc<AtomicU64>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bytes by which files may still grow; `None` is no limit.
+    space: Option<u64>,
+    fail_syncs: bool,
+    fail_writes: bool,
+    syncs: u64,
+    /// What was overwritten since the last sync of each file, in order.
+    unsynced: Vec<Unsynced>,
+}
+
+struct Unsynced {
+    file: Arc<dyn LogFile>,
+    position: u64,
+    before: Vec<u8>,
+}
+
+impl FaultFs {
+    /// A disk without faults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Limits by how many bytes files may still grow; `None` is no limit.
+    pub fn set_space(&self, bytes: Option<u64>) {
+        self.state.lock().space = bytes;
+    }
+
+    /// Whether syncing a file fails.
+    pub fn fail_syncs(&self, fail: bool) {
+        self.state.lock().fail_syncs = fail;
+    }
+
+    /// Whether writing to a file fails, after half of the bytes.
+    pub fn fail_writes(&self, fail: bool) {
+        self.state.lock().fail_writes = fail;
+    }
+
+    /// How often a file was synced.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.state.lock().syncs
+    }
+
+    /// The power fails: of what was not synced, each sector is kept or lost as `keep` says, and every open file is dead.
+    ///
+    /// # Errors
+    /// When the files below cannot be changed.
+    pub fn crash(&self, mut keep: impl FnMut() -> bool) -> io::Result<()> {
+        let mut state = self.state.lock();
+        self.life.fetch_add(1, Ordering::SeqCst);
+        for write in std::mem::take(&mut state.unsynced).into_iter().rev() {
+            for (position, sector) in (write.position..)
+                .step_by(SECTOR)
+                .zip(write.before.chunks(SECTOR))
+            {
+                if !keep() {
+                    write.file.write_all_at(sector, position)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrap(&self, file: Arc<dyn LogFile>) -> Arc<dyn LogFile> {
+        Arc::new(FaultFile {
+            file,
+            fs: self.clone(),
+            born: self.life.load(Ordering::SeqCst),
+        })
+    }
+}
+
+impl FileSystem for FaultFs {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        RealFs.create(path).map(|file| self.wrap(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        RealFs.open(path).map(|file| self.wrap(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealFs.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        RealFs.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealFs.remove_dir_all(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        RealFs.create_dir_all(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        RealFs.list(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        RealFs.sync_dir(path)
+    }
+}
+
+struct FaultFile {
+    file: Arc<dyn LogFile>,
+    fs: FaultFs,
+    born: u64,
+}
+
+impl FaultFile {
+    fn alive(&self) -> io::Result<()> {
+        if self.born == self.fs.life.load(Ordering::SeqCst) {
+            Ok(())
+        } else {
+            Err(io::Error::other("the power failed"))
+        }
+    }
+
+    /// Takes the space that a file of `length` bytes needs beyond what it has.
+    fn grow(&self, state: &mut State, length: u64) -> io::Result<()> {
+        let growth = length.saturating_sub(self.file.len()?);
+        if let Some(space) = &mut state.space {
+            *space = space
+                .checked_sub(growth)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::StorageFull))?;
+        }
+        Ok(())
+    }
+}
+
+impl LogFile for FaultFile {
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.alive()?;
+        self.file.read_at(buffer, position)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        let mut state = self.fs.state.lock();
+        self.alive()?;
+        self.grow(&mut state, position.saturating_add(bytes.len() as u64))?;
+        let mut before = vec![0; bytes.len()];
+        // What was beyond the end reads as zeros after a crash, as on a file system that had reserved it.
+        self.file.read_full_at(&mut before, position)?;
+        state.unsynced.push(Unsynced {
+            file: Arc::clone(&self.file),
+            position,
+            before,
+        });
+        if state.fail_writes {
+            let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+            self.file.write_all_at(half, position)?;
+            return Err(io::Error::other("injected write error"));
+        }
+        self.file.write_all_at(bytes, position)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.fs.state.lock();
+        self.alive()?;
+        if state.fail_syncs {
+            return Err(io::Error::other("injected sync error"));
+        }
+        state.syncs = state.syncs.saturating_add(1);
+        state
+            .unsynced
+            .retain(|write| !Arc::ptr_eq(&write.file, &self.file));
+        Ok(())
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        let mut state = self.fs.state.lock();
+        self.alive()?;
+        self.grow(&mut state, length)?;
+        self.file.set_len(length)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut state = self.fs.state.lock();
+        self.alive()?;
+        self.grow(&mut state, length)?;
+        self.file.set_len(length)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.alive()?;
+        self.file.len()
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for FaultFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultFile").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,150 @@
+//! What waits for the writer: the boundary between those who append and the one thread that writes.
+
+use std::{collections::BTreeMap, mem};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{WalError, WalRecord, WalStats};
+use crate::ShardId;
+
+pub(super) type Done = Box<dyn FnOnce(Result<(), WalError>) + Send>;
+
+/// Records that are acknowledged together.
+pub(super) struct Group {
+    pub(super) records: Vec<WalRecord>,
+    pub(super) done: Done,
+    /// Whether they wait for space on a full disk.
+    pub(super) waits: bool,
+}
+
+impl Group {
+    /// What the records take in a batch, in bytes.
+    pub(super) fn cost(&self) -> usize {
+        self.records
+            .iter()
+            .fold(0, |sum, record| record.cost().saturating_add(sum))
+    }
+}
+
+/// What the writer takes at once.
+pub(super) struct Work {
+    pub(super) groups: Vec<Group>,
+    pub(super) releases: BTreeMap<ShardId, u64>,
+    /// Nothing will follow.
+    pub(super) closed: bool,
+}
+
+#[derive(Default)]
+struct State {
+    groups: Vec<Group>,
+    bytes: usize,
+    releases: BTreeMap<ShardId, u64>,
+    closed: bool,
+    failed: Option<WalError>,
+    stats: WalStats,
+}
+
+pub(super) struct Queue {
+    limit: usize,
+    state: Mutex<State>,
+    work: Condvar,
+    room: Condvar,
+}
+
+impl Queue {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+        }
+    }
+
+    /// Adds a group, waiting for room; one that is larger than all of the room is let in alone.
+    pub(super) fn push(&self, group: Group) {
+        let mut state = self.state.lock();
+        while state.bytes >= self.limit && !state.closed && state.failed.is_none() {
+            self.room.wait(&mut state);
+        }
+        let refused = match &state.failed {
+            Some(error) => Some(error.clone()),
+            None => state.closed.then_some(WalError::Closed),
+        };
+        if let Some(error) = refused {
+            drop(state);
+            (group.done)(Err(error));
+            return;
+        }
+        state.bytes = state.bytes.saturating_add(group.cost());
+        state.groups.push(group);
+        self.work.notify_one();
+    }
+
+    pub(super) fn release(&self, shard: ShardId, through: u64) {
+        let mut state = self.state.lock();
+        let released = state.releases.entry(shard).or_default();
+        *released = through.max(*released);
+        self.work.notify_one();
+    }
+
+    /// Waits for something to do. Everything that waits is taken: groups that do not fit into one batch are written in
+    /// several, without another round through the queue.
+    pub(super) fn take(&self) -> Work {
+        let mut state = self.state.lock();
+        while state.groups.is_empty() && state.releases.is_empty() && !state.closed {
+            self.work.wait(&mut state);
+        }
+        state.bytes = 0;
+        self.room.notify_all();
+        Work {
+            groups: mem::take(&mut state.groups),
+            releases: mem::take(&mut state.releases),
+            closed: state.closed,
+        }
+    }
+
+    /// For the writer while it waits for space: what arrived meanwhile and does not want to wait, and all releases.
+    pub(super) fn take_unwilling(&self) -> Work {
+        let mut state = self.state.lock();
+        let (waiting, groups) = mem::take(&mut state.groups)
+            .into_iter()
+            .partition(|group| group.waits);
+        state.groups = waiting;
+        state.bytes = state.groups.iter().map(Group::cost).sum();
+        self.room.notify_all();
+        Work {
+            groups,
+            releases: mem::take(&mut state.releases),
+            closed: state.closed,
+        }
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+
+    /// Nothing can be written any more: what waits and every later append gets `error`.
+    pub(super) fn fail(&self, error: &WalError) {
+        let mut state = self.state.lock();
+        state.failed = Some(error.clone());
+        state.bytes = 0;
+        let groups = mem::take(&mut state.groups);
+        self.room.notify_all();
+        drop(state);
+        for group in groups {
+            (group.done)(Err(error.clone()));
+        }
+    }
+
+    pub(super) fn stats(&self) -> WalStats {
+        self.state.lock().stats
+    }
+
+    pub(super) fn update_stats(&self, update: impl FnOnce(&mut WalStats)) {
+        update(&mut self.state.lock().stats);
+    }
+}
