@@ -55,7 +55,7 @@ e2e: build ## Only the e2e on a cluster (CLUSTER=builtin|kind|current)
 
 .PHONY: crds
 crds: ## Write crds/yaml and the chart's copy from the Rust types
-	@$(CARGO) run $(ON) -q -p palisade-crds -- crds/yaml
+	@$(CARGO) run $(ON) -q -p palisade-crds -- crds/yaml charts/palisade/templates/crds
 
 .PHONY: images
 images: build ## Build the OCI images without a container engine (e2e/images/Dockerfile is for those who have one)
