@@ -1,4 +1,35 @@
 //! The data shards of a broker: what producers send is checked, sealed once, replicated through a shard's log, kept in partition segments, and served to
 //! consumers.
+//!
+//! - [`records`]: record batches, checked down to every record;
+//! - [`DataPlane`]: what a server calls;
+//! - [`Catalog`]: what the data plane needs to know of topics.
+//!
+//! ```text
+//! produce: validate -> give offsets, seal for that place -> propose -> (write-ahead log, one fdatasync for many) -> apply -> segment, answer
+//! fetch:   segment -> open -> batches as the producer sent them
+//! ```
+//!
+//! Everything replicated is in the state machine of the shard; the leader's own promises (offsets given, not yet applied) are checked there again. A
+//! checkpoint syncs the segments and stores a manifest; what came after it is replayed from the write-ahead log.
 
+mod catalog;
+mod command;
+mod epochs;
+mod machine;
+mod manifest;
+mod plane;
+mod producers;
 pub mod records;
+mod sealing;
+mod shard_data;
+mod slot;
+mod types;
+
+pub use catalog::{Catalog, ImageCatalog, TopicSettings, TopicView};
+pub use plane::{DataOptions, DataPlane};
+pub use sealing::dek_context;
+pub use types::{
+    Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize, ProducerInfo,
+    Quarantined,
+};

@@ -35,5 +35,5 @@ mod tests;
 pub use codec::Codec;
 pub use error::RecordError;
 pub use header::{Attributes, BatchHeader, HEADER_LEN, LOG_OVERHEAD, TimestampType, batches};
-pub use scan::{RecordInfo, first_record_at_or_after, last_record_with_max_timestamp};
+pub use scan::{RecordInfo, first_record_at_or_after, first_record_with_max_timestamp};
 pub use validate::{Rules, ValidBatch, validate};

@@ -18,26 +18,20 @@ pub struct RecordInfo {
     pub has_key: bool,
 }
 
-/// The first record of a stored batch whose timestamp is at or after `timestamp`, as (offset, timestamp).
+/// The first record of a stored batch that does not lie before offset `from` and whose timestamp is at or after `timestamp`, as (offset, timestamp).
 ///
 /// # Errors
 /// Any [`RecordError`] when the batch is damaged.
 pub fn first_record_at_or_after(
     batch: &[u8],
     timestamp: i64,
+    from: i64,
 ) -> Result<Option<(i64, i64)>, RecordError> {
-    let header = BatchHeader::parse(batch)?;
     let mut found = None;
-    walk(&header, batch, STORED_LIMIT, |record| {
-        if found.is_none() && record.timestamp >= timestamp {
-            found = Some((
-                header
-                    .base_offset
-                    .saturating_add(i64::from(record.offset_delta)),
-                record.timestamp,
-            ));
+    each_record(batch, |offset, record| {
+        if found.is_none() && offset >= from && record.timestamp >= timestamp {
+            found = Some((offset, record.timestamp));
         }
-        Ok(())
     })?;
     Ok(found)
 }
@@ -46,21 +40,27 @@ pub fn first_record_at_or_after(
 ///
 /// # Errors
 /// Any [`RecordError`] when the batch is damaged.
-pub fn last_record_with_max_timestamp(batch: &[u8]) -> Result<Option<(i64, i64)>, RecordError> {
-    let header = BatchHeader::parse(batch)?;
+pub fn first_record_with_max_timestamp(batch: &[u8]) -> Result<Option<(i64, i64)>, RecordError> {
     let mut found: Option<(i64, i64)> = None;
-    walk(&header, batch, STORED_LIMIT, |record| {
+    each_record(batch, |offset, record| {
         if found.is_none_or(|(_, timestamp)| record.timestamp > timestamp) {
-            found = Some((
-                header
-                    .base_offset
-                    .saturating_add(i64::from(record.offset_delta)),
-                record.timestamp,
-            ));
+            found = Some((offset, record.timestamp));
         }
-        Ok(())
     })?;
     Ok(found)
+}
+
+fn each_record(batch: &[u8], mut visit: impl FnMut(i64, RecordInfo)) -> Result<(), RecordError> {
+    let header = BatchHeader::parse(batch)?;
+    walk(&header, batch, STORED_LIMIT, |record| {
+        visit(
+            header
+                .base_offset
+                .saturating_add(i64::from(record.offset_delta)),
+            record,
+        );
+        Ok(())
+    })
 }
 
 /// Calls `visit` for every record in order; the records must be as many as the header says and fill the batch exactly.

@@ -66,12 +66,17 @@ fn a_batch_of_every_codec_is_accepted_and_stamped() {
                 "the checksum holds after stamping"
             );
             assert_eq!(
-                first_record_at_or_after(&stored, NOW + 1).unwrap(),
+                first_record_at_or_after(&stored, NOW + 1, 0).unwrap(),
                 Some((42, NOW + 5))
             );
-            assert_eq!(first_record_at_or_after(&stored, NOW + 6).unwrap(), None);
             assert_eq!(
-                last_record_with_max_timestamp(&stored).unwrap(),
+                first_record_at_or_after(&stored, NOW, 42).unwrap(),
+                Some((42, NOW + 5)),
+                "not before the start"
+            );
+            assert_eq!(first_record_at_or_after(&stored, NOW + 6, 0).unwrap(), None);
+            assert_eq!(
+                first_record_with_max_timestamp(&stored).unwrap(),
                 Some((42, NOW + 5))
             );
         }
@@ -97,7 +102,7 @@ fn log_append_time_replaces_the_timestamps_and_the_checksum() {
     assert_eq!(header.max_timestamp, NOW - 99);
     assert_eq!(header.crc, crc_fast::crc32_iscsi(&stored[21..]));
     assert_eq!(
-        first_record_at_or_after(&stored, NOW - 99).unwrap(),
+        first_record_at_or_after(&stored, NOW - 99, 0).unwrap(),
         Some((0, NOW - 99))
     );
 }
@@ -413,7 +418,7 @@ proptest! {
         prop_assert_eq!(valid.header.max_timestamp, batch.records.iter().map(|record| record.timestamp).max().unwrap());
         let probe = batch.records[batch.records.len() / 2].timestamp;
         let expected = batch.records.iter().position(|record| record.timestamp >= probe).unwrap();
-        prop_assert_eq!(first_record_at_or_after(&bytes, probe).unwrap().unwrap().0, expected as i64);
+        prop_assert_eq!(first_record_at_or_after(&bytes, probe, 0).unwrap().unwrap().0, expected as i64);
     }
 
     #[test]
@@ -440,7 +445,7 @@ proptest! {
         }
         fix_checksum(&mut bytes);
         let _ = validate(&bytes, &rules(), NOW);
-        let _ = first_record_at_or_after(&bytes, NOW);
+        let _ = first_record_at_or_after(&bytes, NOW, 0);
     }
 
     #[test]

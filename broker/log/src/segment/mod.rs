@@ -37,6 +37,9 @@ mod meta;
 mod partition;
 mod state;
 
+#[cfg(test)]
+mod tests;
+
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
 pub use state::{PartitionState, QuarantinedSegment, SegmentState};

@@ -68,7 +68,8 @@ impl PartitionLog {
     /// Takes a partition's log back to `state`; a new partition has the default state. Nothing is made on the disk before the first append.
     ///
     /// # Errors
-    /// When the directory cannot be read or cleaned. Damage to a segment is no error here: see [`PartitionLog::quarantined`].
+    /// When the directory cannot be read or cleaned. A segment that is shorter than it should be, or gone, is no error here: what is replayed may remove it.
+    /// See [`PartitionLog::quarantined`].
     pub fn open(
         place: PartitionPlace,
         state: &PartitionState,
@@ -90,9 +91,6 @@ impl PartitionLog {
         let mut segments = Vec::with_capacity(state.segments.len());
         for remembered in &state.segments {
             let segment = Segment::reopen(&around, remembered)?;
-            if let (Some(damage), None) = (segment.damage(), &remembered.damage) {
-                report(&around.path(segment.base), damage.position, &damage.reason);
-            }
             segments.push(Arc::new(segment));
         }
         Ok(Self {
@@ -201,14 +199,18 @@ impl PartitionLog {
             .inspect_err(|error| self.found(&segment, error))
     }
 
-    /// Base offset of the first batch that reaches `timestamp`, ms. Which record of it does is for its reader to see.
+    /// Base offset of the first batch at or after `from` that reaches `timestamp`, ms. Which record of it does is for its reader to see.
     ///
     /// # Errors
     /// As [`PartitionLog::read`]; damaged segments are passed over.
-    pub fn offset_for_timestamp(&self, timestamp: i64) -> Result<Option<Offset>, LogError> {
+    pub fn offset_for_timestamp(
+        &self,
+        timestamp: i64,
+        from: Offset,
+    ) -> Result<Option<Offset>, LogError> {
         let (start, segments) = {
             let inner = self.inner.read();
-            (inner.start, inner.segments.clone())
+            (inner.start.max(from), inner.segments.clone())
         };
         for segment in segments {
             if segment.max_timestamp() < timestamp

@@ -1,18 +1,14 @@
 //! Partition segments against a model, and one test for each kind of trouble.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
-
-#[path = "support/fault_fs.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod fault_fs;
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::Path, sync::Arc};
 
-use bytes::Bytes;
-use fault_fs::FaultFs;
-use palisade_log::{
+use crate::{
     LeaderEpoch, LogError, Offset, PartitionIndex, TopicId,
     segment::{FrameMeta, PartitionLog, PartitionPlace, PartitionState, Stored},
+    testing::FaultFs,
 };
+use bytes::Bytes;
 use palisade_seal::{DirectoryProvider, FileKeys, KeyProvider};
 use proptest::prelude::*;
 
@@ -135,8 +131,11 @@ fn rolls_by_size_and_reads_across_segments() {
         "the batch that holds the offset, whole"
     );
     assert!(log.read(Offset(40), 1).unwrap().is_empty());
-    assert_eq!(log.offset_for_timestamp(141).unwrap(), Some(Offset(16)));
-    assert_eq!(log.offset_for_timestamp(381).unwrap(), None);
+    assert_eq!(
+        log.offset_for_timestamp(141, Offset(0)).unwrap(),
+        Some(Offset(16))
+    );
+    assert_eq!(log.offset_for_timestamp(381, Offset(0)).unwrap(), None);
     assert_eq!(log.max_timestamp(), Some(380));
     assert!(log.bytes_from(Offset(38)) >= 1000 && log.bytes_from(Offset(40)) == 0);
 }
@@ -212,7 +211,7 @@ fn start_advances_by_retention_and_never_back() {
     );
     assert!(bench.files().len() < before);
     assert_eq!(log.advance_start(Offset(1)), start, "never back");
-    assert_eq!(log.offset_for_timestamp(0).unwrap(), Some(start));
+    assert_eq!(log.offset_for_timestamp(0, Offset(0)).unwrap(), Some(start));
     assert_eq!(
         log.advance_start(Offset(i64::MAX)),
         Offset(40),
@@ -378,7 +377,7 @@ fn another_kek_is_a_key_error_and_quarantines_nothing() {
 fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
     let bench = Bench::new();
     let log = filled(&bench, 3);
-    bench.fs.0.leave_space(500);
+    bench.fs.set_space(Some(500));
     for n in 3..8 {
         match append(&log, &batch(n * 2, 2, 1000)) {
             Stored::InMemory(error) => assert!(n > 3 || error.is_full(), "{error}"),
@@ -391,9 +390,12 @@ fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
         8,
         "everything stays readable"
     );
-    assert_eq!(log.offset_for_timestamp(140).unwrap(), Some(Offset(14)));
+    assert_eq!(
+        log.offset_for_timestamp(140, Offset(0)).unwrap(),
+        Some(Offset(14))
+    );
     assert!(log.sync(SEGMENT, 0).unwrap_err().is_full());
-    bench.fs.0.leave_space(i64::MAX);
+    bench.fs.set_space(None);
     log.sync(SEGMENT, 0).unwrap();
     assert_eq!(log.backlog(), 0);
     assert_eq!(
@@ -406,23 +408,15 @@ fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
 fn a_failed_sync_is_tried_again() {
     let bench = Bench::new();
     let log = filled(&bench, 3);
-    bench
-        .fs
-        .0
-        .fail_sync
-        .store(true, std::sync::atomic::Ordering::SeqCst);
+    bench.fs.fail_syncs(true);
     assert!(
         log.sync(SEGMENT, 0)
             .unwrap_err()
             .to_string()
             .contains("injected")
     );
-    bench
-        .fs
-        .0
-        .fail_sync
-        .store(false, std::sync::atomic::Ordering::SeqCst);
-    let syncs = || bench.fs.0.syncs.load(std::sync::atomic::Ordering::SeqCst);
+    bench.fs.fail_syncs(false);
+    let syncs = || bench.fs.syncs();
     let before = syncs();
     log.sync(SEGMENT, 0).unwrap();
     assert!(syncs() > before);
@@ -490,7 +484,7 @@ proptest! {
                 Step::Time(at) => {
                     let wanted = at.index(end as usize + 1) as i64 * 10;
                     let expected = model.iter().find(|(meta, _)| meta.max_timestamp >= wanted && meta.last_offset.0 >= start);
-                    prop_assert_eq!(log.offset_for_timestamp(wanted).unwrap(), expected.map(|(meta, _)| meta.base_offset));
+                    prop_assert_eq!(log.offset_for_timestamp(wanted, Offset(0)).unwrap(), expected.map(|(meta, _)| meta.base_offset));
                 }
                 Step::Advance(to) => {
                     start = start.max(to.index(end as usize + 1) as i64);
@@ -509,7 +503,7 @@ proptest! {
                     log.advance_start(Offset(start));
                     prop_assert!(log.quarantined().is_empty());
                 }
-                Step::Space(full) => bench.fs.0.leave_space(if full { 2000 } else { i64::MAX }),
+                Step::Space(full) => bench.fs.set_space(full.then_some(2000)),
                 Step::CloseIdle => log.close_idle(),
             }
             prop_assert_eq!((log.start_offset(), log.end_offset()), (Offset(start), Offset(end)));

@@ -1,0 +1,192 @@
+//! What the data plane needs to know of topics, and how it is read from the cluster's metadata.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use palisade_log::{PartitionIndex, ShardId, TopicId};
+use palisade_metadata::{
+    Image, Topic,
+    config::{self, Source},
+};
+use palisade_seal::{KeyProvider, KeyRing, SealError};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    records::{Rules, TimestampType},
+    sealing::dek_context,
+};
+
+/// How far records of one batch may expand: a broker walks them as a stream, but a consumer holds them whole.
+const MAX_EXPANDED_BYTES: u64 = 256 << 20;
+
+/// Topics as the data plane sees them.
+pub trait Catalog: Send + Sync + 'static {
+    /// How new the answers are; grows with every change, the same on every broker.
+    fn version(&self) -> u64;
+
+    /// A topic, or `None` when there is none with this id.
+    ///
+    /// # Errors
+    /// When a key of the topic cannot be unwrapped.
+    fn topic(&self, id: TopicId) -> Result<Option<Arc<TopicView>>, SealError>;
+
+    /// Whether there is such a topic, without touching its keys.
+    fn contains(&self, id: TopicId) -> bool;
+
+    /// The data shard that keeps a group's committed offsets.
+    fn shard_of_group(&self, group: &str) -> Option<ShardId>;
+}
+
+/// One topic at one version of the metadata.
+#[derive(Debug)]
+pub struct TopicView {
+    /// The shard of each partition.
+    pub partitions: Vec<ShardId>,
+    /// Its configuration.
+    pub settings: TopicSettings,
+    /// Its data keys.
+    pub keys: Arc<KeyRing>,
+}
+
+impl TopicView {
+    /// The shard of a partition.
+    #[must_use]
+    pub fn shard(&self, partition: PartitionIndex) -> Option<ShardId> {
+        self.partitions
+            .get(usize::try_from(partition.0).ok()?)
+            .copied()
+    }
+}
+
+/// The configuration of a topic, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct TopicSettings {
+    /// What may be appended.
+    pub rules: Rules,
+    /// `min.insync.replicas`.
+    pub min_insync_replicas: u32,
+    /// `segment.bytes`; `None`: the broker's own default.
+    pub segment_bytes: Option<u64>,
+    /// `retention.ms`; `None`: for ever.
+    pub retention_ms: Option<i64>,
+    /// `retention.bytes` of a partition; `None`: no limit.
+    pub retention_bytes: Option<u64>,
+    /// `cleanup.policy` contains `delete`.
+    pub delete: bool,
+}
+
+/// Unwrapped keys and parsed settings of a topic are kept for as long as the metadata does not change them.
+struct Cached {
+    topic: Arc<Topic>,
+    defaults: Arc<BTreeMap<String, String>>,
+    view: Arc<TopicView>,
+}
+
+/// A [`Catalog`] over the metadata shard's image.
+pub struct ImageCatalog {
+    image: watch::Receiver<Arc<Image>>,
+    provider: Arc<dyn KeyProvider>,
+    cache: Mutex<HashMap<TopicId, Cached>>,
+}
+
+impl ImageCatalog {
+    /// Follows `image`.
+    #[must_use]
+    pub fn new(image: watch::Receiver<Arc<Image>>, provider: Arc<dyn KeyProvider>) -> Self {
+        Self {
+            image,
+            provider,
+            cache: Mutex::default(),
+        }
+    }
+
+    fn image(&self) -> Arc<Image> {
+        Arc::clone(&self.image.borrow())
+    }
+
+    fn view(&self, image: &Image, topic: &Topic) -> Result<TopicView, SealError> {
+        let keys = KeyRing::new();
+        for (version, wrapped) in &topic.keys {
+            keys.insert(
+                *version,
+                self.provider.unwrap(wrapped, &dek_context(topic.id))?,
+            );
+        }
+        Ok(TopicView {
+            partitions: topic.partitions.clone(),
+            settings: settings(image, topic),
+            keys: Arc::new(keys),
+        })
+    }
+}
+
+impl Catalog for ImageCatalog {
+    fn version(&self) -> u64 {
+        self.image.borrow().version
+    }
+
+    fn topic(&self, id: TopicId) -> Result<Option<Arc<TopicView>>, SealError> {
+        let image = self.image();
+        let Some(topic) = image.topics.get(id) else {
+            self.cache.lock().remove(&id);
+            return Ok(None);
+        };
+        if let Some(cached) = self.cache.lock().get(&id)
+            && Arc::ptr_eq(&cached.topic, topic)
+            && Arc::ptr_eq(&cached.defaults, &image.broker_configs)
+        {
+            return Ok(Some(Arc::clone(&cached.view)));
+        }
+        // Not under the lock: the key provider may take its time.
+        let view = Arc::new(self.view(&image, topic)?);
+        let cached = Cached {
+            topic: Arc::clone(topic),
+            defaults: Arc::clone(&image.broker_configs),
+            view: Arc::clone(&view),
+        };
+        self.cache.lock().insert(id, cached);
+        Ok(Some(view))
+    }
+
+    fn contains(&self, id: TopicId) -> bool {
+        self.image.borrow().topics.get(id).is_some()
+    }
+
+    fn shard_of_group(&self, group: &str) -> Option<ShardId> {
+        self.image
+            .borrow()
+            .cluster
+            .as_ref()
+            .map(|cluster| cluster.shard_of_group(group))
+    }
+}
+
+fn settings(image: &Image, topic: &Topic) -> TopicSettings {
+    let found = image.topic_settings(topic);
+    let configured = image
+        .topic_config(topic, "segment.bytes")
+        .is_some_and(|config| config.source != Source::Default);
+    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    TopicSettings {
+        rules: Rules {
+            max_batch_bytes: found.max_message_bytes,
+            max_expanded_bytes: MAX_EXPANDED_BYTES,
+            timestamp_type: match found.timestamp_type {
+                config::TimestampType::CreateTime => TimestampType::CreateTime,
+                config::TimestampType::LogAppendTime => TimestampType::LogAppendTime,
+            },
+            before_max_ms: millis(found.timestamp_before_max),
+            after_max_ms: millis(found.timestamp_after_max),
+            keys_required: found.cleanup.compact,
+        },
+        min_insync_replicas: found.min_insync_replicas,
+        segment_bytes: configured.then_some(found.segment_bytes),
+        retention_ms: found.retention.map(millis),
+        retention_bytes: found.retention_bytes,
+        delete: found.cleanup.delete,
+    }
+}

@@ -1,0 +1,380 @@
+//! The state machine of a data shard: commands in, partitions, producers and offsets out.
+//!
+//! [`DataMachine::apply`] is deterministic: it looks at the command, its position and what was applied before, at no clock and no configuration. (How a
+//! partition's log is cut into files is each broker's own affair.)
+//!
+//! # Full disk
+//!
+//! A batch that is committed has to be applied. When its segment cannot be written it stays in memory, where it is read from; the shard is then marked as
+//! backlogged: the data plane proposes no more appends until all of it is written, so what waits is bounded by what was in flight (after a restart on a full
+//! disk: by the write-ahead log, which holds it in memory at that moment anyway). No checkpoint happens meanwhile, so the write-ahead log keeps everything.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use palisade_coordinator::offsets::{OffsetCommand, OffsetStore};
+use palisade_log::{
+    LeaderEpoch, LogError, Offset, TopicId,
+    segment::{FrameMeta, PartitionState, Stored},
+};
+use palisade_shard::{CheckpointError, Command, LogPosition, StateMachine};
+
+use crate::{
+    command::{Append, DataCommand, DataResponse, Key, Refusal},
+    manifest::{self, Manifest, PartitionManifest},
+    producers::Verdict,
+    shard_data::{ShardData, ShardSetup, dir_name, now_ms},
+    slot::{Partition, Replicated, Slot},
+    types::DataError,
+};
+
+/// Applies the commands of one data shard.
+#[derive(Debug)]
+pub(crate) struct DataMachine {
+    data: Arc<ShardData>,
+    applied: Option<LogPosition>,
+}
+
+impl DataMachine {
+    /// Takes a shard back to its last checkpoint; what came after it is replayed by the caller.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read, or is gone while partitions are there.
+    pub(crate) fn open(setup: ShardSetup) -> Result<(Self, Arc<ShardData>), DataError> {
+        let (fs, dir, id) = (Arc::clone(&setup.fs), setup.dir.clone(), setup.id);
+        fs.create_dir_all(&dir)
+            .map_err(LogError::io("create", &dir))
+            .map_err(DataError::Log)?;
+        let names = fs
+            .list(&dir)
+            .map_err(LogError::io("list", &dir))
+            .map_err(DataError::Log)?;
+        let manifest = match manifest::load(fs.as_ref(), &setup.keys, &dir, id)
+            .map_err(DataError::Log)?
+        {
+            Some(manifest) => manifest,
+            None if names.iter().all(|name| manifest::is_manifest(name)) => {
+                let empty = Manifest {
+                    offsets: encode_offsets(&OffsetStore::new())?,
+                    ..Manifest::default()
+                };
+                manifest::store(fs.as_ref(), &setup.keys, &dir, id, &empty)
+                    .map_err(DataError::Log)?;
+                empty
+            }
+            // Without it nobody can say what of the segments is whole: starting would remove them all.
+            None => {
+                return Err(DataError::Corrupt(format!(
+                    "{} is gone but partitions are there; restore it, or move the directory away to start without them",
+                    manifest::path(&dir).display()
+                )));
+            }
+        };
+        let offsets = OffsetStore::decode(&manifest.offsets)
+            .map_err(|error| DataError::Corrupt(error.to_string()))?;
+        let data = Arc::new(ShardData::new(setup, offsets));
+        let mut known = Vec::with_capacity(manifest.partitions.len());
+        for partition in manifest.partitions {
+            known.push(dir_name(partition.key.0, partition.key.1));
+            let replicated = Replicated {
+                producers: partition.producers,
+                epochs: partition.epochs,
+            };
+            data.open_partition(partition.key, partition.seen, &partition.log, replicated)?;
+        }
+        // Made after the checkpoint: the replay makes them again.
+        for name in names
+            .iter()
+            .filter(|name| !manifest::is_manifest(name) && !known.contains(name))
+        {
+            let path = dir.join(name);
+            fs.remove_dir_all(&path)
+                .map_err(LogError::io("remove", &path))
+                .map_err(DataError::Log)?;
+        }
+        let applied = manifest
+            .applied
+            .map(|(term, index)| LogPosition { term, index });
+        Ok((
+            Self {
+                data: Arc::clone(&data),
+                applied,
+            },
+            data,
+        ))
+    }
+
+    fn append(
+        &self,
+        at: LogPosition,
+        append: &Append,
+        payload: Bytes,
+    ) -> Result<DataResponse, Refusal> {
+        let slot = self
+            .data
+            .slot(append.key)
+            .ok_or(Refusal::UnknownPartition(append.key))?;
+        let partition = slot
+            .partition()
+            .ok_or(Refusal::UnknownPartition(append.key))?;
+        let mut replicated = partition.replicated.lock();
+        if let Some(batch) = &append.producer {
+            let (producer_id, epoch, sequence) =
+                (batch.producer_id, batch.epoch, batch.base_sequence);
+            match replicated.producers.check(batch) {
+                Verdict::Next => {}
+                Verdict::Duplicate(base_offset) => {
+                    return Ok(DataResponse::Appended {
+                        base_offset,
+                        log_start: partition.log.start_offset(),
+                        duplicate: true,
+                    });
+                }
+                Verdict::OldDuplicate => {
+                    return Err(Refusal::OldDuplicate {
+                        producer_id,
+                        sequence,
+                    });
+                }
+                Verdict::Fenced { current } => {
+                    return Err(Refusal::Fenced {
+                        producer_id,
+                        epoch,
+                        current,
+                    });
+                }
+                Verdict::OutOfOrder { expected } => {
+                    return Err(Refusal::OutOfOrder {
+                        producer_id,
+                        sequence,
+                        expected,
+                    });
+                }
+            }
+        }
+        if append.leader_epoch != epoch_of(at.term)
+            || append.base_offset != partition.log.end_offset()
+        {
+            return Err(Refusal::OutOfTurn);
+        }
+        self.store(&slot, &partition, append, payload)?;
+        if let Some(batch) = &append.producer {
+            replicated.producers.appended(
+                batch,
+                append.base_offset,
+                append.max_timestamp,
+                append.appended_at,
+            );
+        }
+        replicated
+            .epochs
+            .appended(append.leader_epoch, append.base_offset);
+        drop(replicated);
+        slot.waiters.wake();
+        Ok(DataResponse::Appended {
+            base_offset: append.base_offset,
+            log_start: partition.log.start_offset(),
+            duplicate: false,
+        })
+    }
+
+    fn store(
+        &self,
+        slot: &Slot,
+        partition: &Partition,
+        append: &Append,
+        payload: Bytes,
+    ) -> Result<(), Refusal> {
+        let malformed = |reason: &str| Refusal::Malformed(reason.to_owned());
+        let last = i64::from(append.record_count)
+            .checked_sub(1)
+            .filter(|last| *last >= 0);
+        let last_offset = last
+            .and_then(|last| append.base_offset.checked_add(last))
+            .ok_or_else(|| malformed("the batch has no records"))?;
+        let meta = FrameMeta {
+            base_offset: append.base_offset,
+            last_offset,
+            leader_epoch: append.leader_epoch,
+            max_timestamp: append.max_timestamp,
+            record_count: append.record_count,
+        };
+        let stored = partition
+            .log
+            .append(meta, payload, slot.segment_bytes(), now_ms());
+        match stored.map_err(|error| malformed(&error.to_string()))? {
+            Stored::OnDisk => {}
+            Stored::InMemory(error) => {
+                if !self.data.backlogged.swap(true, Ordering::AcqRel) {
+                    tracing::error!(shard = %self.data.id, %error, "a committed batch cannot be written and stays in memory; no more are accepted until it can");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn create_partition(&self, key: Key, seen: u64) -> Result<DataResponse, Refusal> {
+        let existing = self.data.slot(key).and_then(|slot| slot.partition());
+        if existing.is_none() {
+            let opened = self.data.open_partition(
+                key,
+                seen,
+                &PartitionState::default(),
+                Replicated::default(),
+            );
+            opened.map_err(|error| Refusal::Malformed(error.to_string()))?;
+        }
+        Ok(DataResponse::Start(
+            existing.map_or(Offset::ZERO, |partition| partition.log.start_offset()),
+        ))
+    }
+
+    fn advance_start(&self, key: Key, offset: Offset) -> Result<DataResponse, Refusal> {
+        let partition = self
+            .data
+            .slot(key)
+            .and_then(|slot| slot.partition())
+            .ok_or(Refusal::UnknownPartition(key))?;
+        let start = partition.log.advance_start(offset);
+        partition.replicated.lock().epochs.start_advanced(start);
+        Ok(DataResponse::Start(start))
+    }
+
+    fn drop_topic(&self, topic: TopicId) -> DataResponse {
+        let slots = self.data.remove_topic(topic);
+        for slot in &slots {
+            if let Some(partition) = slot.partition()
+                && let Err(error) = partition.log.remove()
+            {
+                // The next start removes it: no manifest lists it any more.
+                tracing::warn!(%error, "cannot remove the files of a deleted topic");
+            }
+            slot.waiters.wake();
+        }
+        let forgotten = self
+            .data
+            .offsets
+            .write()
+            .apply(OffsetCommand::DropTopic { topic: topic.0 });
+        DataResponse::Count(slots.len() + forgotten)
+    }
+
+    fn expire_producers(&self, before: i64) -> DataResponse {
+        for slot in self.data.slots() {
+            if let Some(partition) = slot.partition() {
+                partition.replicated.lock().producers.expire(before);
+            }
+        }
+        DataResponse::Count(0)
+    }
+
+    fn apply_offsets(&self, bytes: &[u8]) -> Result<DataResponse, Refusal> {
+        let command =
+            OffsetCommand::decode(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
+        Ok(DataResponse::Count(
+            self.data.offsets.write().apply(command),
+        ))
+    }
+
+    fn dispatch(
+        &self,
+        at: LogPosition,
+        command: DataCommand,
+        payload: Bytes,
+    ) -> Result<DataResponse, Refusal> {
+        match command {
+            DataCommand::Append(append) => self.append(at, &append, payload),
+            DataCommand::CreatePartition { key, seen } => self.create_partition(key, seen),
+            DataCommand::AdvanceStart { key, offset } => self.advance_start(key, offset),
+            DataCommand::DropTopic { topic } => Ok(self.drop_topic(topic)),
+            DataCommand::ExpireProducers { before } => Ok(self.expire_producers(before)),
+            DataCommand::Offsets(bytes) => self.apply_offsets(&bytes),
+        }
+    }
+
+    /// Syncs every log and stores the manifest. Nothing is appended meanwhile: appends come through this machine.
+    fn save(&self, at: LogPosition) -> Result<(), DataError> {
+        let now = now_ms();
+        let mut partitions = Vec::new();
+        for slot in self.data.slots() {
+            let Some(partition) = slot.partition() else {
+                continue;
+            };
+            partition
+                .log
+                .sync(slot.segment_bytes(), now)
+                .map_err(DataError::Log)?;
+            let replicated = partition.replicated.lock();
+            partitions.push(PartitionManifest {
+                key: slot.key,
+                seen: partition.seen,
+                log: partition.log.state(),
+                producers: replicated.producers.clone(),
+                epochs: replicated.epochs.clone(),
+            });
+        }
+        // New directories are entries of this one, which storing the manifest syncs.
+        let manifest = Manifest {
+            applied: Some((at.term, at.index)),
+            partitions,
+            offsets: encode_offsets(&self.data.offsets.read())?,
+        };
+        manifest::store(
+            self.data.fs.as_ref(),
+            &self.data.keys,
+            &self.data.dir,
+            self.data.id,
+            &manifest,
+        )
+        .map_err(DataError::Log)?;
+        for slot in self.data.slots() {
+            if let Some(partition) = slot.partition() {
+                partition.log.close_idle();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl StateMachine for DataMachine {
+    type Response = DataResponse;
+
+    fn apply(&mut self, at: LogPosition, command: Command) -> DataResponse {
+        self.applied = Some(at);
+        self.data
+            .applied_bytes((command.meta.len() + command.payload.len()) as u64);
+        DataCommand::decode(&command.meta)
+            .map_err(Refusal::Malformed)
+            .and_then(|decoded| self.dispatch(at, decoded, command.payload))
+            .unwrap_or_else(DataResponse::Refused)
+    }
+
+    fn blank(&mut self, at: LogPosition) {
+        self.applied = Some(at);
+    }
+
+    fn applied(&self) -> Option<LogPosition> {
+        self.applied
+    }
+
+    fn checkpoint(&mut self) -> Result<LogPosition, CheckpointError> {
+        let at = self
+            .applied
+            .ok_or_else(|| CheckpointError::Write("nothing was applied yet".to_owned()))?;
+        self.save(at)
+            .map_err(|error| CheckpointError::Write(error.to_string()))?;
+        self.data.unsaved.store(0, Ordering::Relaxed);
+        Ok(at)
+    }
+}
+
+/// The leader epoch that clients see for a term.
+pub(crate) fn epoch_of(term: u64) -> LeaderEpoch {
+    LeaderEpoch(i32::try_from(term).unwrap_or(i32::MAX))
+}
+
+fn encode_offsets(offsets: &OffsetStore) -> Result<Vec<u8>, DataError> {
+    offsets
+        .encode()
+        .map_err(|error| DataError::Command(error.to_string()))
+}

@@ -1,0 +1,166 @@
+//! Reading.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use palisade_log::{LeaderEpoch, LogError, Offset, PartitionIndex, TopicId};
+
+use super::{DataPlane, Located};
+use crate::{
+    sealing::batch_aad,
+    slot::Partition,
+    types::{DataError, Fetched, Isolation},
+};
+
+impl DataPlane {
+    /// Reads batches from the one that holds `offset`, about `max_bytes` of them, at least one when there is any.
+    ///
+    /// Both isolation levels see the same, as there are no transactions yet.
+    ///
+    /// # Errors
+    /// [`DataError::OffsetOutOfRange`], [`DataError::Corrupt`] when the place is damaged (and quarantined then), [`DataError::NotLeader`], ...
+    pub fn fetch(
+        &self,
+        topic: TopicId,
+        partition: PartitionIndex,
+        offset: Offset,
+        max_bytes: usize,
+        _isolation: Isolation,
+    ) -> Result<Fetched, DataError> {
+        let located = self.locate(topic, partition)?;
+        let Some(partition) = located.partition() else {
+            return check_range(offset, Offset::ZERO, Offset::ZERO)
+                .map(|()| fetched(Vec::new(), Offset::ZERO, Offset::ZERO));
+        };
+        // The end before the records: what was appended in between is only seen the next time.
+        let end = partition.log.end_offset();
+        let start = partition.log.start_offset();
+        check_range(offset, start, end)?;
+        let mut records = Vec::new();
+        let mut from = offset;
+        while from < end && (records.is_empty() || records.len() < max_bytes) {
+            let next = located.read_some(
+                &partition,
+                from,
+                max_bytes.saturating_sub(records.len()),
+                &mut records,
+            )?;
+            // Full, or nothing more.
+            if next <= from || records.len() >= max_bytes {
+                break;
+            }
+            from = next;
+        }
+        Ok(fetched(records, end, start))
+    }
+}
+
+impl Located<'_> {
+    pub(super) fn partition(&self) -> Option<Arc<Partition>> {
+        self.handle.data.slot(self.key)?.partition()
+    }
+
+    /// Opens some batches from the one that holds `from` on, onto the end of `out`. Returns the offset after them.
+    fn read_some(
+        &self,
+        partition: &Partition,
+        from: Offset,
+        max_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Offset, DataError> {
+        let mut next = from;
+        let entries = partition.log.read(from, max_bytes).map_err(data_error)?;
+        let bytes: usize = entries.iter().map(|(_, payload)| payload.len()).sum();
+        out.reserve(bytes.min(max_bytes.max(1 << 20)));
+        for (meta, payload) in entries {
+            // A first batch that is larger than the limit goes out alone.
+            if !out.is_empty() && next > from && payload.len() > max_bytes.saturating_sub(out.len())
+            {
+                break;
+            }
+            self.open(
+                partition,
+                meta.base_offset,
+                meta.leader_epoch,
+                &payload,
+                out,
+            )?;
+            next = Offset(meta.last_offset.0.saturating_add(1));
+        }
+        Ok(next)
+    }
+
+    /// Opens the batch that holds `offset`.
+    pub(super) fn read_batch(
+        &self,
+        partition: &Partition,
+        offset: Offset,
+    ) -> Result<Option<Vec<u8>>, DataError> {
+        let Some((meta, payload)) = partition
+            .log
+            .read(offset, 0)
+            .map_err(data_error)?
+            .into_iter()
+            .next()
+        else {
+            return Ok(None);
+        };
+        let mut batch = Vec::new();
+        self.open(
+            partition,
+            meta.base_offset,
+            meta.leader_epoch,
+            &payload,
+            &mut batch,
+        )?;
+        Ok(Some(batch))
+    }
+
+    fn open(
+        &self,
+        partition: &Partition,
+        base: Offset,
+        epoch: LeaderEpoch,
+        payload: &Bytes,
+        out: &mut Vec<u8>,
+    ) -> Result<(), DataError> {
+        let (topic, index) = self.key;
+        let aad = batch_aad(topic, index, base, epoch);
+        self.view
+            .keys
+            .open_into(&aad, payload, out)
+            .map_err(|error| {
+                if !error.is_corruption() {
+                    return error.into();
+                }
+                let reason = format!("the batch at offset {base}: {error}");
+                partition.log.quarantine(base, &reason);
+                DataError::Corrupt(reason)
+            })
+    }
+}
+
+/// Damage is one thing to clients, whatever shows it.
+pub(super) fn data_error(error: LogError) -> DataError {
+    match error {
+        LogError::Corrupt { .. } => DataError::Corrupt(error.to_string()),
+        other => DataError::Log(other),
+    }
+}
+
+fn check_range(offset: Offset, start: Offset, end: Offset) -> Result<(), DataError> {
+    if offset < start || offset > end {
+        Err(DataError::OffsetOutOfRange { offset, start, end })
+    } else {
+        Ok(())
+    }
+}
+
+fn fetched(records: Vec<u8>, end: Offset, start: Offset) -> Fetched {
+    Fetched {
+        records: Bytes::from(records),
+        high_watermark: end,
+        log_start_offset: start,
+        last_stable_offset: end,
+    }
+}

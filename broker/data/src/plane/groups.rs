@@ -1,0 +1,67 @@
+//! Committed offsets of consumer groups, kept in the shard of the group.
+
+use palisade_coordinator::offsets::{OffsetCommand, OffsetStore};
+use palisade_log::ShardId;
+
+use super::{DataPlane, ShardHandle, produce::unexpected};
+use crate::{
+    command::{DataCommand, DataResponse},
+    types::DataError,
+};
+
+impl DataPlane {
+    /// Replicates a change of a group's committed offsets; returns how many were set or forgotten.
+    ///
+    /// # Errors
+    /// [`DataError::NotLeader`] when another broker coordinates the group, [`DataError::DiskFull`], ...
+    pub async fn apply_offsets(
+        &self,
+        group: &str,
+        command: OffsetCommand,
+    ) -> Result<usize, DataError> {
+        if self.is_stopping() {
+            return Err(DataError::Stopped);
+        }
+        let handle = self.group_shard(group)?;
+        let encoded = command
+            .encode()
+            .map_err(|error| DataError::Command(error.to_string()))?;
+        match self.command(handle, &DataCommand::Offsets(encoded)).await? {
+            DataResponse::Count(count) => Ok(count),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Reads the committed offsets of the shard that keeps a group's.
+    ///
+    /// # Errors
+    /// [`DataError::NotLeader`] when another broker coordinates the group.
+    pub fn read_offsets<R>(
+        &self,
+        group: &str,
+        read: impl FnOnce(&OffsetStore) -> R,
+    ) -> Result<R, DataError> {
+        let handle = self.group_shard(group)?;
+        Ok(read(&handle.data.offsets.read()))
+    }
+
+    /// Reads the committed offsets of every shard that this broker leads: to list groups, and to find what has expired.
+    pub fn each_offset_store(&self, mut read: impl FnMut(ShardId, &OffsetStore)) {
+        for (id, handle) in &self.shards {
+            if handle.term().is_some() {
+                read(*id, &handle.data.offsets.read());
+            }
+        }
+    }
+
+    fn group_shard(&self, group: &str) -> Result<&ShardHandle, DataError> {
+        let shard = self
+            .catalog
+            .shard_of_group(group)
+            .ok_or(DataError::NotLeader)?;
+        self.shards
+            .get(&shard)
+            .filter(|handle| handle.term().is_some())
+            .ok_or(DataError::NotLeader)
+    }
+}

@@ -1,0 +1,218 @@
+//! What happens without being asked for: checkpoints, retention, and following the deletion of topics.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use palisade_log::TopicId;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{DataPlane, ShardHandle};
+use crate::{
+    command::{DataCommand, Key},
+    shard_data::now_ms,
+};
+
+/// How often it is looked whether something is to be done.
+const STEP: Duration = Duration::from_millis(500);
+/// A shard with few changes is checkpointed this often all the same, so that it does not hold on to the write-ahead log.
+const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
+/// Idempotent producers that were silent for this long are forgotten (Kafka's `producer.id.expiration.ms`).
+const PRODUCER_EXPIRY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Runs until the data plane is gone or stops.
+pub(super) async fn run(
+    plane: Weak<DataPlane>,
+    mut stop: watch::Receiver<bool>,
+    checkpoint_due: Arc<Notify>,
+) {
+    let mut steps = interval(STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut state = Housekeeper::default();
+    loop {
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = checkpoint_due.notified() => {}
+            _ = steps.tick() => {}
+        }
+        let Some(plane) = plane.upgrade() else { return };
+        if plane.is_stopping() {
+            return;
+        }
+        state.step(&plane).await;
+    }
+}
+
+#[derive(Default)]
+struct Housekeeper {
+    seen_version: Option<u64>,
+    reported: bool,
+    last_retention: Option<Instant>,
+    last_checkpoint: Option<Instant>,
+}
+
+impl Housekeeper {
+    async fn step(&mut self, plane: &DataPlane) {
+        plane.flush_backlogs().await;
+        if !plane.is_ready() {
+            return;
+        }
+        if !self.reported {
+            // Only now: the replay may have removed what looked damaged.
+            plane.report_quarantined();
+            self.reported = true;
+        }
+        let version = plane.catalog.version();
+        if self.seen_version != Some(version) && plane.drop_deleted_topics(version).await {
+            self.seen_version = Some(version);
+        }
+        let now = Instant::now();
+        if self
+            .last_retention
+            .is_none_or(|last| now.duration_since(last) >= plane.housekeeping)
+        {
+            plane.enforce_retention().await;
+            plane.expire_producers().await;
+            self.last_retention = Some(now);
+        }
+        let last_checkpoint = *self.last_checkpoint.get_or_insert(now);
+        if plane.checkpoint_needed() || now.duration_since(last_checkpoint) >= CHECKPOINT_AGE {
+            // Logged where it fails, and tried again at the next step.
+            let _ = plane.checkpoint().await;
+            self.last_checkpoint = Some(now);
+        }
+    }
+}
+
+impl DataPlane {
+    fn checkpoint_needed(&self) -> bool {
+        let unsaved = |handle: &ShardHandle| handle.data.unsaved.load(Ordering::Relaxed);
+        self.shards
+            .values()
+            .any(|handle| unsaved(handle) >= self.checkpoint_bytes)
+    }
+
+    async fn flush_backlogs(&self) {
+        for handle in self.shards.values() {
+            if handle.data.backlogged.load(Ordering::Acquire) {
+                let data = Arc::clone(&handle.data);
+                // A panic in it was reported; the next step tries again.
+                let _ = self
+                    .runtime
+                    .spawn_blocking(move || data.flush_backlog())
+                    .await;
+            }
+        }
+    }
+
+    fn report_quarantined(&self) {
+        for damaged in self.quarantined() {
+            tracing::error!(
+                file = %damaged.file.display(),
+                position = damaged.position,
+                reason = %damaged.reason,
+                "a segment is damaged; offsets {} to {} of its partition are not served",
+                damaged.base,
+                damaged.end
+            );
+        }
+    }
+
+    /// Removes what belongs to topics that the metadata does not have any more. A partition that was made under newer metadata than ours stays: then it is the
+    /// metadata that lags behind. True when all went well.
+    async fn drop_deleted_topics(&self, version: u64) -> bool {
+        let mut done = true;
+        for handle in self.shards.values() {
+            for topic in self.deleted_topics(handle, version) {
+                tracing::info!(%topic, shard = %handle.data.id, "removing a deleted topic");
+                if let Err(error) = self
+                    .command(handle, &DataCommand::DropTopic { topic })
+                    .await
+                {
+                    tracing::warn!(%topic, %error, "cannot remove a deleted topic yet");
+                    done = false;
+                }
+            }
+        }
+        done
+    }
+
+    fn deleted_topics(&self, handle: &ShardHandle, version: u64) -> BTreeSet<TopicId> {
+        let slots = handle.data.slots();
+        let partitions = slots.iter().filter(|slot| {
+            slot.partition()
+                .is_some_and(|partition| partition.seen <= version)
+        });
+        let mut topics: BTreeSet<TopicId> = partitions.map(|slot| slot.key.0).collect();
+        let offsets = handle.data.offsets.read();
+        topics.extend(
+            offsets
+                .groups()
+                .flat_map(|group| offsets.of_group(group))
+                .map(|(partition, _)| TopicId(partition.topic)),
+        );
+        topics.retain(|topic| !self.catalog.contains(*topic));
+        topics
+    }
+
+    async fn enforce_retention(&self) {
+        for handle in self
+            .shards
+            .values()
+            .filter(|handle| handle.term().is_some())
+        {
+            for slot in handle.data.slots() {
+                let Some(command) = self.expired(handle, slot.key) else {
+                    continue;
+                };
+                if let Err(error) = self.command(handle, &command).await {
+                    tracing::warn!(topic = %slot.key.0, partition = %slot.key.1, %error, "cannot remove records that have expired");
+                }
+            }
+        }
+    }
+
+    /// What removes the records of a partition that need not be kept any more.
+    fn expired(&self, handle: &ShardHandle, key: Key) -> Option<DataCommand> {
+        let slot = handle.data.slot(key)?;
+        let partition = slot.partition()?;
+        let settings = self.catalog.topic(key.0).ok()??.settings;
+        slot.set_segment_bytes(handle.data.segment_bytes(settings.segment_bytes));
+        if !settings.delete {
+            return None;
+        }
+        let offset = partition.log.retention_start(
+            now_ms(),
+            settings.retention_ms,
+            settings.retention_bytes,
+        )?;
+        Some(DataCommand::AdvanceStart { key, offset })
+    }
+
+    async fn expire_producers(&self) {
+        let before = now_ms().saturating_sub(PRODUCER_EXPIRY_MS);
+        for handle in self
+            .shards
+            .values()
+            .filter(|handle| handle.term().is_some())
+        {
+            let expired = |slot: &Arc<crate::slot::Slot>| {
+                slot.partition().is_some_and(|partition| {
+                    partition.replicated.lock().producers.has_older_than(before)
+                })
+            };
+            if handle.data.slots().iter().any(expired)
+                && let Err(error) = self
+                    .command(handle, &DataCommand::ExpireProducers { before })
+                    .await
+            {
+                tracing::warn!(%error, "cannot forget producers that have expired");
+            }
+        }
+    }
+}

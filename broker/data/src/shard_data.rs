@@ -1,0 +1,190 @@
+//! The state of one data shard on this broker: written by its state machine, read by everyone.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use palisade_coordinator::offsets::OffsetStore;
+use palisade_log::{
+    LogError, PartitionIndex, ShardId, TopicId,
+    fs::FileSystem,
+    segment::{PartitionLog, PartitionPlace, PartitionState},
+};
+use palisade_seal::FileKeys;
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+
+use crate::{
+    command::Key,
+    slot::{Partition, Replicated, Slot},
+    types::DataError,
+};
+
+/// Shared by a shard's state machine, the data plane and its readers.
+#[derive(Debug)]
+pub(crate) struct ShardData {
+    pub(crate) id: ShardId,
+    pub(crate) dir: PathBuf,
+    pub(crate) fs: Arc<dyn FileSystem>,
+    pub(crate) keys: Arc<FileKeys>,
+    pub(crate) offsets: RwLock<OffsetStore>,
+    /// Bytes applied since the last checkpoint: what a restart would have to replay.
+    pub(crate) unsaved: AtomicU64,
+    /// Rung when `unsaved` passes `checkpoint_bytes`.
+    pub(crate) checkpoint_due: Arc<Notify>,
+    checkpoint_bytes: u64,
+    /// Some batch waits in memory, because the disk is full or fails.
+    pub(crate) backlogged: AtomicBool,
+    default_segment_bytes: u64,
+    slots: RwLock<HashMap<Key, Arc<Slot>>>,
+}
+
+/// What a shard is opened with.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardSetup {
+    pub(crate) id: ShardId,
+    pub(crate) dir: PathBuf,
+    pub(crate) fs: Arc<dyn FileSystem>,
+    pub(crate) keys: Arc<FileKeys>,
+    pub(crate) checkpoint_due: Arc<Notify>,
+    pub(crate) checkpoint_bytes: u64,
+    pub(crate) segment_bytes: u64,
+}
+
+impl ShardData {
+    pub(crate) fn new(setup: ShardSetup, offsets: OffsetStore) -> Self {
+        Self {
+            id: setup.id,
+            dir: setup.dir,
+            fs: setup.fs,
+            keys: setup.keys,
+            offsets: RwLock::new(offsets),
+            unsaved: AtomicU64::new(0),
+            checkpoint_due: setup.checkpoint_due,
+            checkpoint_bytes: setup.checkpoint_bytes,
+            backlogged: AtomicBool::new(false),
+            default_segment_bytes: setup.segment_bytes,
+            slots: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn slot(&self, key: Key) -> Option<Arc<Slot>> {
+        self.slots.read().get(&key).cloned()
+    }
+
+    /// The slot of a partition that is known to exist, made when it is not there.
+    pub(crate) fn slot_or_new(&self, key: Key) -> Arc<Slot> {
+        if let Some(slot) = self.slot(key) {
+            return slot;
+        }
+        let mut slots = self.slots.write();
+        Arc::clone(
+            slots
+                .entry(key)
+                .or_insert_with(|| Arc::new(Slot::new(key, self.default_segment_bytes))),
+        )
+    }
+
+    pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
+        self.slots.read().values().cloned().collect()
+    }
+
+    /// Takes the slots of a topic out.
+    pub(crate) fn remove_topic(&self, topic: TopicId) -> Vec<Arc<Slot>> {
+        self.slots
+            .write()
+            .extract_if(|(id, _), _| *id == topic)
+            .map(|(_, slot)| slot)
+            .collect()
+    }
+
+    /// A segment size as topics may have one, or the broker's own.
+    pub(crate) fn segment_bytes(&self, configured: Option<u64>) -> u64 {
+        configured.unwrap_or(self.default_segment_bytes)
+    }
+
+    /// Makes or takes back a partition.
+    pub(crate) fn open_partition(
+        &self,
+        key: Key,
+        seen: u64,
+        state: &PartitionState,
+        replicated: Replicated,
+    ) -> Result<(), DataError> {
+        let (topic, partition) = key;
+        let place = PartitionPlace {
+            dir: self.dir.join(dir_name(topic, partition)),
+            topic,
+            partition,
+        };
+        let log = PartitionLog::open(place, state, Arc::clone(&self.fs), Arc::clone(&self.keys))
+            .map_err(DataError::Log)?;
+        self.slot_or_new(key).set_partition(Partition {
+            seen,
+            log,
+            replicated: replicated.into(),
+        });
+        Ok(())
+    }
+
+    /// Counts what a restart would replay.
+    pub(crate) fn applied_bytes(&self, bytes: u64) {
+        let before = self.unsaved.fetch_add(bytes, Ordering::Relaxed);
+        if before < self.checkpoint_bytes && before.saturating_add(bytes) >= self.checkpoint_bytes {
+            self.checkpoint_due.notify_one();
+        }
+    }
+
+    /// Syncs every log, so that a checkpoint right after it has little to do.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        let now = now_ms();
+        for slot in self.slots() {
+            if let Some(partition) = slot.partition() {
+                partition.log.sync(slot.segment_bytes(), now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries to write what waits in memory. True when nothing waits any more.
+    pub(crate) fn flush_backlog(&self) -> bool {
+        if !self.backlogged.load(Ordering::Acquire) {
+            return true;
+        }
+        let now = now_ms();
+        let mut failed = false;
+        for slot in self.slots() {
+            if let Some(partition) = slot.partition()
+                && let Err(error) = partition.log.flush(slot.segment_bytes(), now)
+            {
+                tracing::debug!(%error, "batches still wait in memory");
+                failed = true;
+            }
+        }
+        if !failed {
+            self.backlogged.store(false, Ordering::Release);
+            tracing::info!(shard = %self.id, "the disk takes records again");
+        }
+        !failed
+    }
+}
+
+/// Name of a partition's directory.
+pub(crate) fn dir_name(topic: TopicId, partition: PartitionIndex) -> String {
+    format!("{topic}-{partition}")
+}
+
+/// The broker's clock in ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|age| i64::try_from(age.as_millis()).ok())
+        .unwrap_or(0)
+}
