@@ -190,6 +190,9 @@ enum State {
 struct Pending {
     user: String,
     gs2_header: String,
+    /// The client's part of the nonce.
+    client_nonce: String,
+    /// The whole nonce: the client's part, then ours.
     nonce: String,
     /// `client-first-message-bare "," server-first-message`: the part of `AuthMessage` that is known already.
     transcript: String,
@@ -273,6 +276,7 @@ impl ScramServer {
             transcript: format!("{},{answer}", first.bare),
             user: first.user,
             gs2_header: first.gs2_header,
+            client_nonce: first.nonce,
             nonce,
             credential,
             known,
@@ -283,7 +287,7 @@ impl ScramServer {
     fn last(&self, message: &[u8], pending: &Pending) -> Result<ScramStep, ScramError> {
         let user = || pending.user.clone();
         let last = ClientFinal::parse(message)?;
-        if verify_slices_are_equal(last.nonce.as_bytes(), pending.nonce.as_bytes()).is_err() {
+        if !pending.accepts_nonce(&last.nonce) {
             return Err(ScramError::Nonce { user: user() });
         }
         if last.channel_binding != pending.gs2_header.as_bytes() {
@@ -314,6 +318,19 @@ impl ScramServer {
     }
 }
 
+impl Pending {
+    /// Whether the client answered to this exchange. The right answer is the whole nonce. librdkafka before 2.6.1, which most
+    /// distributions still ship, puts its own part in front of it once more (librdkafka pull request 4895); that is accepted too and
+    /// proves no less: our part is in it, and the proof is computed over the message as it was sent.
+    fn accepts_nonce(&self, answer: &str) -> bool {
+        let doubled = answer.strip_prefix(&self.client_nonce);
+        [Some(answer), doubled]
+            .into_iter()
+            .flatten()
+            .any(|nonce| verify_slices_are_equal(nonce.as_bytes(), self.nonce.as_bytes()).is_ok())
+    }
+}
+
 impl fmt::Debug for ScramServer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
@@ -335,5 +352,7 @@ fn fresh_nonce() -> Result<String, ScramError> {
     Ok(STANDARD.encode(bytes))
 }
 
+#[cfg(test)]
+mod nonce_tests;
 #[cfg(test)]
 mod tests;

@@ -158,8 +158,8 @@ impl ClientFinal {
             .decode(binding)
             .map_err(|_| MessageError::Base64("the channel binding"))?;
         let nonce = attribute(&mut attributes, "r=", "the nonce, `r=`")?;
-        // The server's part has been appended to the client's.
-        check_nonce(nonce, 2 * MAX_NONCE_BYTES)?;
+        // The server's part has been appended to the client's, which old versions of librdkafka repeat.
+        check_nonce(nonce, 3 * MAX_NONCE_BYTES)?;
         check_extensions(attributes)?;
         Ok(Self {
             channel_binding,
