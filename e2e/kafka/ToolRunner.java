@@ -7,8 +7,6 @@ import java.io.PrintStream;
 import java.lang.reflect.InvocationTargetException;
 import java.nio.charset.StandardCharsets;
 import java.util.Base64;
-import java.util.List;
-import java.util.concurrent.CopyOnWriteArrayList;
 import org.apache.kafka.common.utils.Exit;
 
 /**
@@ -55,8 +53,6 @@ public final class ToolRunner {
         }
     }
 
-    /** What the running tool wants done when it ends: VerifiableProducer, for one, flushes there. */
-    private static final List<Runnable> hooks = new CopyOnWriteArrayList<>();
     private static volatile Integer status;
     private static volatile Capture out;
     private static volatile Capture err;
@@ -69,7 +65,8 @@ public final class ToolRunner {
         BufferedReader requests = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         Exit.setExitProcedure((code, message) -> stop(code));
         Exit.setHaltProcedure((code, message) -> stop(code));
-        Exit.setShutdownHookAdder((name, hook) -> hooks.add(hook));
+        // The hooks of a tool are for its own process; ours would collect those of every call.
+        Exit.setShutdownHookAdder((name, hook) -> { });
         for (String line = requests.readLine(); line != null; line = requests.readLine()) {
             answers.println(serve(line.split(" ")));
         }
@@ -81,7 +78,6 @@ public final class ToolRunner {
         for (int index = 0; index < arguments.length; index++) {
             arguments[index] = new String(decode(fields[index + 3]), StandardCharsets.UTF_8);
         }
-        hooks.clear();
         status = null;
         out = new Capture();
         err = new Capture();
@@ -105,7 +101,6 @@ public final class ToolRunner {
     private static void run(String name, String[] arguments) {
         try {
             Class.forName(name).getMethod("main", String[].class).invoke(null, (Object) arguments);
-            hooks.forEach(Runnable::run);
             exited(0);
         } catch (InvocationTargetException thrown) {
             if (!(thrown.getCause() instanceof Stop)) {
