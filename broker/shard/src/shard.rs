@@ -1,0 +1,586 @@
+//! One shard: the engine, its log and its state machine put together.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, TryStreamExt};
+use openraft::{
+    Config, EntryPayload, Raft, RaftSnapshotBuilder, ServerState, SnapshotMeta, SnapshotPolicy,
+    alias::{SnapshotMetaOf, SnapshotOf},
+    async_runtime::watch::WatchReceiver,
+    error::ClientWriteError,
+    raft::ClientWriteResult,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use palisade_log::{ShardId, Wal, WalRecord};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    CheckpointError, Command, LogPosition, ProposeError, ShardError, StateMachine,
+    log_store::LogStore,
+    network::NoPeers,
+    raft_types::{LogId, Reply, StoredMembership, Types, log_id},
+};
+
+/// How often a proposal that waits looks whether the disk is full.
+const FULL_CHECK: Duration = Duration::from_secs(1);
+
+/// What a record of the write-ahead log takes beyond its command, at most.
+const RECORD_OVERHEAD: usize = 64;
+
+/// Identity of a broker in Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+/// How a shard is run.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardConfig {
+    /// Which shard.
+    pub id: ShardId,
+    /// This broker.
+    pub node: NodeId,
+    /// Most bytes of proposals that wait to be applied; more are refused with [`ProposeError::Busy`].
+    pub pending_bytes: usize,
+}
+
+impl ShardConfig {
+    /// A shard with the default limit of 64 MiB of waiting proposals.
+    #[must_use]
+    pub const fn new(id: ShardId, node: NodeId) -> Self {
+        Self {
+            id,
+            node,
+            pending_bytes: 64 << 20,
+        }
+    }
+}
+
+/// This broker leads, and has applied everything that earlier leaders committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// In this term.
+    pub term: u64,
+}
+
+type Answer<R> = ClientWriteResult<Types<R>>;
+type Proposal<R> = (Command, oneshot::Sender<Answer<R>>);
+
+/// A running shard. Dropping it stops it without a checkpoint; see [`Shard::shutdown`].
+pub struct Shard<S: StateMachine> {
+    config: ShardConfig,
+    wal: Arc<Wal>,
+    raft: Raft<Types<S::Response>, Machine<S>>,
+    shared: Arc<Shared<S>>,
+    proposals: mpsc::UnboundedSender<Proposal<S::Response>>,
+    pending: Arc<AtomicUsize>,
+    leadership: watch::Receiver<Option<Leadership>>,
+    checkpointing: tokio::sync::Mutex<()>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl<S: StateMachine> Shard<S> {
+    /// Starts a shard with what the write-ahead log holds of it (`recovered`, in its order) and the state machine as found on disk. A shard of which nothing is
+    /// found is formed with this broker as its only voter.
+    ///
+    /// # Errors
+    /// [`ShardError`] when the log cannot be read or does not fit the state machine's checkpoint.
+    pub async fn start(
+        config: ShardConfig,
+        wal: Arc<Wal>,
+        recovered: Vec<WalRecord>,
+        machine: S,
+    ) -> Result<Self, ShardError> {
+        let shard = config.id;
+        let log = LogStore::recover(shard, Arc::clone(&wal), recovered)?;
+        let applied = applied_position(shard, &log, machine.applied())?;
+        let membership = log
+            .membership_at(applied.map_or(0, |at| at.index))
+            .map_err(|index| ShardError::Raft {
+                shard,
+                reason: format!("entry {index} is missing from its log"),
+            })?;
+        log.set_checkpoint_membership(membership.clone());
+        let shared = Arc::new(Shared {
+            shard,
+            state: Mutex::new(Applied {
+                machine,
+                at: applied,
+                membership: membership.clone(),
+            }),
+            checkpoint: Mutex::new(applied.map(|at| (at, membership))),
+            term: watch::channel(0).0,
+            log: log.clone(),
+        });
+        let stopped = |reason: String| ShardError::Raft { shard, reason };
+        let raft = Raft::new(
+            config.node.0,
+            Arc::new(engine_config(shard).map_err(stopped)?),
+            NoPeers::default(),
+            log,
+            Machine {
+                shared: Arc::clone(&shared),
+            },
+        )
+        .await
+        .map_err(|error| stopped(error.to_string()))?;
+        shared.log.started();
+        if raft
+            .is_initialized()
+            .await
+            .map_err(|error| stopped(error.to_string()))?
+        {
+            // The only voter need not wait for an election timeout.
+            raft.trigger()
+                .elect(false)
+                .await
+                .map_err(|error| stopped(error.to_string()))?;
+        } else {
+            raft.initialize(BTreeSet::from([config.node.0]))
+                .await
+                .map_err(|error| stopped(error.to_string()))?;
+        }
+        let (proposals, queue) = mpsc::unbounded_channel();
+        let (announce, leadership) = watch::channel(None);
+        let tasks = [
+            tokio::spawn(submit(raft.clone(), queue)),
+            tokio::spawn(follow_leadership(
+                raft.clone(),
+                shared.term.subscribe(),
+                announce,
+            )),
+        ];
+        Ok(Self {
+            config,
+            wal,
+            raft,
+            shared,
+            proposals,
+            pending: Arc::default(),
+            leadership,
+            checkpointing: tokio::sync::Mutex::default(),
+            tasks,
+        })
+    }
+
+    /// Proposes a command. It has its place in the order when this returns; the future has the state machine's answer once the command is durable and applied.
+    /// Dropping the future takes nothing back.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; see there which leave it open whether the command will be applied.
+    pub fn propose(
+        &self,
+        command: Command,
+    ) -> impl Future<Output = Result<S::Response, ProposeError>> + Send + 'static + use<S> {
+        let submitted = self.submit(command);
+        let wal = Arc::clone(&self.wal);
+        let shard = self.config.id;
+        async move {
+            let (mut answer, _claim) = submitted?;
+            loop {
+                match tokio::time::timeout(FULL_CHECK, &mut answer).await {
+                    Ok(Ok(Ok(written))) => return Ok(written.data),
+                    Ok(Ok(Err(refused))) => return Err(not_leader(shard, &refused)),
+                    Ok(Err(_)) => return Err(ProposeError::Stopped(shard)),
+                    Err(_) if wal.is_full() => return Err(ProposeError::Full),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    fn submit(
+        &self,
+        command: Command,
+    ) -> Result<(oneshot::Receiver<Answer<S::Response>>, Claim), ProposeError> {
+        let shard = self.config.id;
+        let bytes = command.len();
+        let limit = self.wal.append_limit().saturating_sub(RECORD_OVERHEAD);
+        if bytes > limit {
+            return Err(ProposeError::TooLarge { bytes, limit });
+        }
+        if self.wal.is_full() {
+            return Err(ProposeError::Full);
+        }
+        let claim = Claim::take(&self.pending, bytes, self.config.pending_bytes)
+            .ok_or(ProposeError::Busy(shard))?;
+        let (sender, answer) = oneshot::channel();
+        self.proposals
+            .send((command, sender))
+            .map_err(|_| ProposeError::Stopped(shard))?;
+        Ok((answer, claim))
+    }
+
+    /// Which shard this is.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.config.id
+    }
+
+    /// Whether this broker leads.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
+        self.leadership.clone()
+    }
+
+    /// Waits until this broker leads.
+    ///
+    /// # Errors
+    /// [`ShardError::Raft`] when the shard stops before.
+    pub async fn wait_for_leadership(&self) -> Result<Leadership, ShardError> {
+        let stopped = || ShardError::Raft {
+            shard: self.config.id,
+            reason: "it stopped before it had a leader".to_owned(),
+        };
+        let mut leadership = self.leadership.clone();
+        let found = *leadership
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| stopped())?;
+        found.ok_or_else(stopped)
+    }
+
+    /// Reads the state machine. Blocks while something is applied: keep it short.
+    pub fn read<T>(&self, read: impl FnOnce(&S) -> T) -> T {
+        read(&self.shared.state.lock().machine)
+    }
+
+    /// Has the state machine write a checkpoint, and releases the log before it. Proposals are answered again when the writing is done.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the shard goes on with its log.
+    pub async fn checkpoint(&self) -> Result<LogPosition, CheckpointError> {
+        let _one = self.checkpointing.lock().await;
+        let shared = Arc::clone(&self.shared);
+        let at = tokio::task::spawn_blocking(move || shared.write_checkpoint())
+            .await
+            .map_err(|error| CheckpointError::Write(error.to_string()))??;
+        let Some(at) = at else {
+            return Ok(LogPosition { term: 0, index: 0 });
+        };
+        let stopped = |_| CheckpointError::Stopped;
+        self.raft.trigger().snapshot().await.map_err(stopped)?;
+        self.raft
+            .wait(None)
+            .metrics(
+                |metrics| metrics.snapshot >= Some(at) || metrics.running_state.is_err(),
+                "checkpoint is known",
+            )
+            .await
+            .map_err(|_| CheckpointError::Stopped)?;
+        self.raft
+            .trigger()
+            .purge_log(at.index)
+            .await
+            .map_err(stopped)?;
+        Ok(position(&at))
+    }
+
+    /// Stops the shard. What was acknowledged is durable; call [`Shard::checkpoint`] before for a quicker start.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(shard = %self.config.id, %error, "the shard did not stop cleanly");
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl<S: StateMachine> Drop for Shard<S> {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Bytes of a proposal that waits, given back when it does not any more.
+struct Claim {
+    pending: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Claim {
+    fn take(pending: &Arc<AtomicUsize>, bytes: usize, limit: usize) -> Option<Self> {
+        let before = pending.fetch_add(bytes, Ordering::Relaxed);
+        let claim = Self {
+            pending: Arc::clone(pending),
+            bytes,
+        };
+        // One that is larger than the limit goes through alone.
+        (before == 0 || before.saturating_add(bytes) <= limit).then_some(claim)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.pending.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn engine_config(shard: ShardId) -> Result<Config, String> {
+    Config {
+        cluster_name: format!("shard-{shard}"),
+        heartbeat_interval: 250,
+        election_timeout_min: 1000,
+        election_timeout_max: 2000,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        // A start is a new term: the term is the leader epoch under which offsets are given out and batches are sealed.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| error.to_string())
+}
+
+/// The log id that the state machine's checkpoint reaches to, checked against the log.
+fn applied_position(
+    shard: ShardId,
+    log: &LogStore,
+    applied: Option<LogPosition>,
+) -> Result<Option<LogId>, ShardError> {
+    let released = log.purged_through();
+    match (applied, released) {
+        (Some(at), Some(released)) if at.index < released => Err(ShardError::Gap {
+            shard,
+            checkpoint: at.index,
+            released,
+        }),
+        (None, Some(released)) => Err(ShardError::Gap {
+            shard,
+            checkpoint: 0,
+            released,
+        }),
+        (Some(at), _) => match log.log_id_at(at.index) {
+            Some(known) if known == log_id(at.term, at.index) => Ok(Some(known)),
+            _ => Err(ShardError::Raft {
+                shard,
+                reason: format!(
+                    "its checkpoint is at entry {} of term {}, which the write-ahead log does not have: part of the data directory is missing or from elsewhere; restore it whole",
+                    at.index, at.term
+                ),
+            }),
+        },
+        (None, None) => Ok(None),
+    }
+}
+
+fn position(id: &LogId) -> LogPosition {
+    LogPosition {
+        term: id.leader_id.term,
+        index: id.index,
+    }
+}
+
+fn not_leader<R: Send + Sync + 'static>(
+    shard: ShardId,
+    error: &ClientWriteError<Types<R>>,
+) -> ProposeError {
+    tracing::debug!(%shard, %error, "a proposal was refused");
+    ProposeError::NotLeader(shard)
+}
+
+/// Hands proposals to the engine in the order in which they were made.
+async fn submit<S: StateMachine>(
+    raft: Raft<Types<S::Response>, Machine<S>>,
+    mut queue: mpsc::UnboundedReceiver<Proposal<S::Response>>,
+) {
+    while let Some((command, sender)) = queue.recv().await {
+        let responder = Reply(sender);
+        if raft
+            .client_write_ff(command, Some(responder))
+            .await
+            .is_err()
+        {
+            // The engine is gone; those who wait learn it when their sender is dropped.
+            return;
+        }
+    }
+}
+
+/// Announces leadership once the first entry of the own term is applied, and withdraws it as soon as it is lost.
+async fn follow_leadership<S: StateMachine>(
+    raft: Raft<Types<S::Response>, Machine<S>>,
+    mut applied_term: watch::Receiver<u64>,
+    announce: watch::Sender<Option<Leadership>>,
+) {
+    let mut server = raft.server_metrics();
+    loop {
+        let (leads, term) = {
+            let metrics = server.borrow_and_update();
+            (
+                metrics.state == ServerState::Leader,
+                metrics.vote.leader_id.term,
+            )
+        };
+        let leadership =
+            (leads && *applied_term.borrow_and_update() == term).then_some(Leadership { term });
+        announce.send_if_modified(|current| std::mem::replace(current, leadership) != leadership);
+        let gone = tokio::select! {
+            changed = server.changed() => changed.is_err(),
+            changed = applied_term.changed() => changed.is_err(),
+        };
+        if gone {
+            let _ = announce.send(None);
+            return;
+        }
+    }
+}
+
+/// What the engine, checkpoints and readers share.
+struct Shared<S> {
+    shard: ShardId,
+    state: Mutex<Applied<S>>,
+    /// The newest durable checkpoint and the membership at it.
+    checkpoint: Mutex<Option<(LogId, StoredMembership)>>,
+    /// Term of the last applied entry.
+    term: watch::Sender<u64>,
+    log: LogStore,
+}
+
+struct Applied<S> {
+    machine: S,
+    at: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl<S: StateMachine> Shared<S> {
+    fn write_checkpoint(&self) -> Result<Option<LogId>, CheckpointError> {
+        let mut state = self.state.lock();
+        let Some(at) = state.at else {
+            return Ok(None);
+        };
+        let reached = state.machine.checkpoint()?;
+        if reached != position(&at) {
+            return Err(CheckpointError::Write(format!(
+                "it reaches to entry {} where {} was applied",
+                reached.index, at.index
+            )));
+        }
+        let membership = state.membership.clone();
+        drop(state);
+        self.log.set_checkpoint_membership(membership.clone());
+        *self.checkpoint.lock() = Some((at, membership));
+        Ok(Some(at))
+    }
+
+    /// Applies one entry. A panic of the state machine stops the shard, with the entry named, before anybody is told of a result.
+    fn apply(
+        &self,
+        id: LogId,
+        payload: EntryPayload<Command, u64, ()>,
+    ) -> io::Result<Option<S::Response>> {
+        let mut state = self.state.lock();
+        let at = position(&id);
+        let result = catch_unwind(AssertUnwindSafe(|| match payload {
+            EntryPayload::Normal(command) => Some(state.machine.apply(at, command)),
+            EntryPayload::Blank => {
+                state.machine.blank(at);
+                None
+            }
+            EntryPayload::Membership(membership) => {
+                state.machine.blank(at);
+                state.membership = StoredMembership::new(Some(id), membership);
+                None
+            }
+        }));
+        let response = result.map_err(|_| {
+            tracing::error!(shard = %self.shard, index = at.index, term = at.term, "applying an entry panicked; the shard stops");
+            io::Error::other(format!("applying entry {} panicked", at.index))
+        })?;
+        state.at = Some(id);
+        drop(state);
+        self.term
+            .send_if_modified(|term| std::mem::replace(term, at.term) != at.term);
+        Ok(response)
+    }
+}
+
+/// The engine's view of the state machine.
+struct Machine<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: StateMachine> Machine<S> {
+    fn snapshot(&self) -> Option<SnapshotOf<Types<S::Response>, ()>> {
+        let (last, membership) = self.shared.checkpoint.lock().clone()?;
+        Some(SnapshotOf::<Types<S::Response>, ()> {
+            meta: SnapshotMeta {
+                last_log_id: Some(last),
+                last_membership: membership,
+            },
+            snapshot: (),
+        })
+    }
+}
+
+impl<S: StateMachine> RaftSnapshotBuilder<Types<S::Response>> for Machine<S> {
+    type SnapshotData = ();
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types<S::Response>, ()>> {
+        self.snapshot()
+            .ok_or_else(|| io::Error::other("there is no checkpoint yet"))
+    }
+}
+
+impl<S: StateMachine> RaftStateMachine<Types<S::Response>> for Machine<S> {
+    type SnapshotData = ();
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let state = self.shared.state.lock();
+        Ok((state.at, state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<Types<S::Response>>>> + Unpin + Send,
+    {
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let id = entry.log_id;
+            let response = self.shared.apply(id, entry.payload)?;
+            if let (Some(responder), Some(response)) = (responder, response) {
+                responder.send(response);
+            }
+            self.shared.log.applied(id.index);
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMetaOf<Types<S::Response>>,
+        (): (),
+    ) -> io::Result<()> {
+        Err(io::Error::other(format!(
+            "a snapshot at {:?} was sent to a shard that has no peers",
+            meta.last_log_id
+        )))
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<Types<S::Response>, ()>>> {
+        Ok(self.snapshot())
+    }
+}
