@@ -25,6 +25,7 @@
 
 mod cache;
 mod codec;
+mod engine;
 mod error;
 mod log_store;
 mod machine;

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeSet,
     future::Future,
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -12,14 +10,9 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, TryStreamExt};
 use openraft::{
-    Config, EntryPayload, Raft, RaftSnapshotBuilder, ServerState, SnapshotMeta, SnapshotPolicy,
-    alias::{SnapshotMetaOf, SnapshotOf},
-    async_runtime::watch::WatchReceiver,
-    error::ClientWriteError,
-    raft::ClientWriteResult,
-    storage::{EntryResponder, RaftStateMachine},
+    Config, Raft, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver,
+    error::ClientWriteError, raft::ClientWriteResult,
 };
 use palisade_log::{ShardId, Wal, WalRecord};
 use parking_lot::Mutex;
@@ -30,9 +23,10 @@ use tokio::{
 
 use crate::{
     CheckpointError, Command, LogPosition, ProposeError, ShardError, StateMachine,
+    engine::{Applied, Machine, Shared, position},
     log_store::LogStore,
     network::NoPeers,
-    raft_types::{LogId, Reply, StoredMembership, Types, log_id},
+    raft_types::{LogId, Reply, Types, log_id},
 };
 
 /// How often a proposal that waits looks whether the disk is full.
@@ -76,6 +70,7 @@ pub struct Leadership {
 }
 
 type Answer<R> = ClientWriteResult<Types<R>>;
+type Submitted<R> = Result<(oneshot::Receiver<Answer<R>>, Claim), ProposeError>;
 type Proposal<R> = (Command, oneshot::Sender<Answer<R>>);
 
 /// A running shard. Dropping it stops it without a checkpoint; see [`Shard::shutdown`].
@@ -201,10 +196,7 @@ impl<S: StateMachine> Shard<S> {
         }
     }
 
-    fn submit(
-        &self,
-        command: Command,
-    ) -> Result<(oneshot::Receiver<Answer<S::Response>>, Claim), ProposeError> {
+    fn submit(&self, command: Command) -> Submitted<S::Response> {
         let shard = self.config.id;
         let bytes = command.len();
         let limit = self.wal.append_limit().saturating_sub(RECORD_OVERHEAD);
@@ -379,13 +371,6 @@ fn applied_position(
     }
 }
 
-fn position(id: &LogId) -> LogPosition {
-    LogPosition {
-        term: id.leader_id.term,
-        index: id.index,
-    }
-}
-
 fn not_leader<R: Send + Sync + 'static>(
     shard: ShardId,
     error: &ClientWriteError<Types<R>>,
@@ -438,149 +423,5 @@ async fn follow_leadership<S: StateMachine>(
             let _ = announce.send(None);
             return;
         }
-    }
-}
-
-/// What the engine, checkpoints and readers share.
-struct Shared<S> {
-    shard: ShardId,
-    state: Mutex<Applied<S>>,
-    /// The newest durable checkpoint and the membership at it.
-    checkpoint: Mutex<Option<(LogId, StoredMembership)>>,
-    /// Term of the last applied entry.
-    term: watch::Sender<u64>,
-    log: LogStore,
-}
-
-struct Applied<S> {
-    machine: S,
-    at: Option<LogId>,
-    membership: StoredMembership,
-}
-
-impl<S: StateMachine> Shared<S> {
-    fn write_checkpoint(&self) -> Result<Option<LogId>, CheckpointError> {
-        let mut state = self.state.lock();
-        let Some(at) = state.at else {
-            return Ok(None);
-        };
-        let reached = state.machine.checkpoint()?;
-        if reached != position(&at) {
-            return Err(CheckpointError::Write(format!(
-                "it reaches to entry {} where {} was applied",
-                reached.index, at.index
-            )));
-        }
-        let membership = state.membership.clone();
-        drop(state);
-        self.log.set_checkpoint_membership(membership.clone());
-        *self.checkpoint.lock() = Some((at, membership));
-        Ok(Some(at))
-    }
-
-    /// Applies one entry. A panic of the state machine stops the shard, with the entry named, before anybody is told of a result.
-    fn apply(
-        &self,
-        id: LogId,
-        payload: EntryPayload<Command, u64, ()>,
-    ) -> io::Result<Option<S::Response>> {
-        let mut state = self.state.lock();
-        let at = position(&id);
-        let result = catch_unwind(AssertUnwindSafe(|| match payload {
-            EntryPayload::Normal(command) => Some(state.machine.apply(at, command)),
-            EntryPayload::Blank => {
-                state.machine.blank(at);
-                None
-            }
-            EntryPayload::Membership(membership) => {
-                state.machine.blank(at);
-                state.membership = StoredMembership::new(Some(id), membership);
-                None
-            }
-        }));
-        let response = result.map_err(|_| {
-            tracing::error!(shard = %self.shard, index = at.index, term = at.term, "applying an entry panicked; the shard stops");
-            io::Error::other(format!("applying entry {} panicked", at.index))
-        })?;
-        state.at = Some(id);
-        drop(state);
-        self.term
-            .send_if_modified(|term| std::mem::replace(term, at.term) != at.term);
-        Ok(response)
-    }
-}
-
-/// The engine's view of the state machine.
-struct Machine<S> {
-    shared: Arc<Shared<S>>,
-}
-
-impl<S: StateMachine> Machine<S> {
-    fn snapshot(&self) -> Option<SnapshotOf<Types<S::Response>, ()>> {
-        let (last, membership) = self.shared.checkpoint.lock().clone()?;
-        Some(SnapshotOf::<Types<S::Response>, ()> {
-            meta: SnapshotMeta {
-                last_log_id: Some(last),
-                last_membership: membership,
-            },
-            snapshot: (),
-        })
-    }
-}
-
-impl<S: StateMachine> RaftSnapshotBuilder<Types<S::Response>> for Machine<S> {
-    type SnapshotData = ();
-
-    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<Types<S::Response>, ()>> {
-        self.snapshot()
-            .ok_or_else(|| io::Error::other("there is no checkpoint yet"))
-    }
-}
-
-impl<S: StateMachine> RaftStateMachine<Types<S::Response>> for Machine<S> {
-    type SnapshotData = ();
-    type SnapshotBuilder = Self;
-
-    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        let state = self.shared.state.lock();
-        Ok((state.at, state.membership.clone()))
-    }
-
-    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
-    where
-        Strm: Stream<Item = io::Result<EntryResponder<Types<S::Response>>>> + Unpin + Send,
-    {
-        while let Some((entry, responder)) = entries.try_next().await? {
-            let id = entry.log_id;
-            let response = self.shared.apply(id, entry.payload)?;
-            if let (Some(responder), Some(response)) = (responder, response) {
-                responder.send(response);
-            }
-            self.shared.log.applied(id.index);
-        }
-        Ok(())
-    }
-
-    async fn get_snapshot_builder(&mut self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMetaOf<Types<S::Response>>,
-        (): (),
-    ) -> io::Result<()> {
-        Err(io::Error::other(format!(
-            "a snapshot at {:?} was sent to a shard that has no peers",
-            meta.last_log_id
-        )))
-    }
-
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> io::Result<Option<SnapshotOf<Types<S::Response>, ()>>> {
-        Ok(self.snapshot())
     }
 }
