@@ -146,7 +146,6 @@ impl ControlPlane {
         api.args(["--service-cluster-ip-range", &self.service_range]);
         api.args(["--authorization-mode", "Node,RBAC"]);
         api.args(["--enable-admission-plugins", "NodeRestriction"]);
-        // Clients that connect anew with every test would otherwise wait for the lease of a lost one.
         api.args(["--kubelet-preferred-address-types", "InternalIP"]);
         if self.nodes {
             api.args(["--advertise-address", &self.address.to_string()]);
@@ -197,8 +196,12 @@ impl ControlPlane {
                 "--use-service-account-credentials",
                 "--allocate-node-cidrs=false",
             ]);
-            // A test that takes a node away waits for this.
-            command.args(["--node-monitor-grace-period=20s"]);
+            // A new node is taken into use, and a lost one out of it, only at the next look at all of them; a
+            // test that takes a node away also waits for the grace period.
+            command.args([
+                "--node-monitor-period=1s",
+                "--node-monitor-grace-period=20s",
+            ]);
         })?;
         let scheduler = start("kube-scheduler", &|_| {})?;
         Ok(vec![manager, scheduler])

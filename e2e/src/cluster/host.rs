@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
 use super::ClusterError;
+use super::command::run;
 use super::node::PRIVATE_DIRECTORIES;
 
 /// The settings of the kernel that a kubelet changes.
@@ -19,11 +21,15 @@ const KUBELET_SETTINGS: [&str; 6] = [
     "kernel/keys/root_maxbytes",
 ];
 
+/// Where `ip netns` keeps network namespaces. It mounts the directory over itself first, for ever.
+const NAMESPACES: &str = "/run/netns";
+
 /// How the machine was before.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Before {
     settings: BTreeMap<String, String>,
     directories: Vec<PathBuf>,
+    namespaces_mounted: bool,
 }
 
 impl Before {
@@ -49,6 +55,7 @@ impl Before {
         Self {
             settings: KUBELET_SETTINGS.iter().filter_map(|it| read(it)).collect(),
             directories,
+            namespaces_mounted: is_mount_point(NAMESPACES),
         }
     }
 
@@ -68,6 +75,10 @@ impl Before {
                 fs::write(&path, value).map_err(ClusterError::io(&path))?;
             }
         }
+        let namespaces_left = fs::read_dir(NAMESPACES).is_ok_and(|mut it| it.next().is_some());
+        if !self.namespaces_mounted && !namespaces_left && is_mount_point(NAMESPACES) {
+            run(Command::new("umount").arg(NAMESPACES))?;
+        }
         // Inner ones first. One that something else has come to use is not empty and stays.
         for directory in self.directories.iter().rev() {
             let _ = fs::remove_dir(directory);
@@ -78,4 +89,11 @@ impl Before {
 
 fn setting(name: &str) -> PathBuf {
     Path::new("/proc/sys").join(name)
+}
+
+fn is_mount_point(path: &str) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(4) == Some(path))
 }

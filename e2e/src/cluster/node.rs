@@ -352,7 +352,6 @@ SystemdCgroup = false
             // The machine's disk is not the cluster's to judge, and its images are not to be collected.
             "evictionHard": {"memory.available": "50Mi"},
             "imageGCHighThresholdPercent": 100,
-            "localStorageCapacityIsolation": false,
         });
         format!("{config:#}\n")
     }
