@@ -308,6 +308,8 @@ impl Wal {
 
     /// As [`Wal::append`], but on a full disk the records keep their place and wait for space, and everything that was
     /// appended after them waits behind them: for those who cannot go on without, and must not reorder.
+    ///
+    /// Never blocks: on a full disk that would be for as long as it is full. So whoever calls it bounds what waits.
     pub fn append_waiting(
         &self,
         records: Vec<WalRecord>,

@@ -61,10 +61,11 @@ impl Queue {
         }
     }
 
-    /// Adds a group, waiting for room; one that is larger than all of the room is let in alone.
+    /// Adds a group. One that does not wait for space waits here for room; one that is larger than all of the room is let
+    /// in alone.
     pub(super) fn push(&self, group: Group) {
         let mut state = self.state.lock();
-        while state.bytes >= self.limit && !state.closed && state.failed.is_none() {
+        while !group.waits && state.bytes >= self.limit && !state.closed && state.failed.is_none() {
             self.room.wait(&mut state);
         }
         let refused = match &state.failed {

@@ -444,6 +444,33 @@ fn those_who_wait_for_space_keep_their_order_and_a_release_makes_space() {
 }
 
 #[test]
+fn those_who_wait_for_space_are_not_blocked_by_a_full_queue() {
+    let bench = Bench::new();
+    let options = WalOptions {
+        queue_bytes: 8192,
+        ..bench.options()
+    };
+    let (wal, _) = Wal::open(options, keys()).unwrap();
+    bench.fs.set_space(Some(0));
+    while append(&wal, vec![record(1, 1, &"x".repeat(4096))]).is_ok() {}
+    let (sender, receiver) = mpsc::channel();
+    for index in 0..20 {
+        let sender = sender.clone();
+        wal.append_waiting(vec![record(1, index, &"y".repeat(4096))], move |result| {
+            sender.send(result).unwrap();
+        });
+    }
+    assert!(receiver.try_recv().is_err(), "there is no space yet");
+    bench.fs.set_space(None);
+    for _ in 0..20 {
+        assert_eq!(
+            receiver.recv_timeout(Duration::from_secs(20)).unwrap(),
+            Ok(())
+        );
+    }
+}
+
+#[test]
 fn closing_does_not_wait_for_space() {
     let bench = Bench::new();
     let (wal, _) = bench.open();
