@@ -16,14 +16,14 @@ use super::{
 const EVERYONE: &str = "User:*";
 
 /// A set of bindings. Serialised as the sorted list of them; the index is rebuilt when it is read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "BTreeSet<AclBinding>", into = "BTreeSet<AclBinding>")]
 pub struct AclSet {
     bindings: BTreeSet<AclBinding>,
     index: HashMap<ResourceType, TypeIndex>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 struct TypeIndex {
     literal: HashMap<String, ByPrincipal>,
     prefixed: HashMap<String, ByPrincipal>,
@@ -33,7 +33,7 @@ struct TypeIndex {
 
 type ByPrincipal = HashMap<String, Vec<Entry>>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Entry {
     host: Host,
     operation: Operation,
@@ -280,6 +280,15 @@ fn of_principal<'a>(
         .flatten();
     group.get(principal).into_iter().chain(everyone).flatten()
 }
+
+/// By the bindings: the index says the same again.
+impl PartialEq for AclSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.bindings == other.bindings
+    }
+}
+
+impl Eq for AclSet {}
 
 impl From<BTreeSet<AclBinding>> for AclSet {
     fn from(bindings: BTreeSet<AclBinding>) -> Self {

@@ -23,6 +23,9 @@ const MAX_THROTTLE: Duration = Duration::from_secs(3600);
 
 /// Units per second over the last samples, as Kafka's `Rate`: the window is never taken to be shorter than ten
 /// samples, so a client that was idle may use ten seconds' worth at once before it has to wait.
+///
+/// This is Kafka's arithmetic to the millisecond, and has its weakness: a client whose every request is worth more than
+/// twenty seconds, and which waits exactly as told, gets up to twice its limit, since its samples are forgotten meanwhile.
 #[derive(Clone, Debug, Default)]
 pub struct RateMeter {
     samples: VecDeque<Sample>,
