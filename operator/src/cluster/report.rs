@@ -1,0 +1,605 @@
+//! Status of a cluster, from what was observed alone.
+
+use k8s_openapi::{
+    api::apps::v1::StatefulSet,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+use palisade_crds::{
+    AuthoritiesStatus, AuthorityStatus, BrokerObservation, CertificateStatus, CheckResult,
+    ChecklistEntry, ConditionType, EndpointObservation, ListenerStatus, Reason, SecureCluster,
+    SecureClusterStatus, conditions,
+};
+use time::OffsetDateTime;
+
+use super::{Cluster, leaves::BrokerLeaf, observe::BrokerView};
+use crate::{authorities::AuthorityRecord, kubernetes::names, pki::CertificateInfo};
+
+/// What a status is made of.
+pub struct Findings<'a> {
+    /// The cluster as its spec says.
+    pub cluster: &'a Cluster,
+    /// What its brokers reported.
+    pub brokers: &'a [BrokerView],
+    /// The StatefulSet as the API server has it.
+    pub stateful_set: Option<&'a StatefulSet>,
+    /// The certificates that brokers should present.
+    pub leaves: &'a [BrokerLeaf],
+    /// The authority of brokers.
+    pub cluster_authority: &'a AuthorityRecord,
+    /// The authority of users.
+    pub clients_authority: &'a AuthorityRecord,
+    /// The security checklist.
+    pub checklist: Vec<ChecklistEntry>,
+    /// What the operator could not do, in words.
+    pub problems: Vec<String>,
+    /// What a rotation waits for.
+    pub rotation: Option<String>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Time of a certificate, as a status carries it.
+#[must_use]
+pub fn as_time(time: OffsetDateTime) -> Time {
+    Time(Timestamp::from_second(time.unix_timestamp()).unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// A certificate, as a status carries it.
+#[must_use]
+pub fn certificate_status(info: &CertificateInfo) -> CertificateStatus {
+    CertificateStatus {
+        serial: info.serial.clone(),
+        fingerprint: info.fingerprint.clone(),
+        not_before: as_time(info.not_before),
+        not_after: as_time(info.not_after),
+    }
+}
+
+/// The status of a cluster whose spec makes sense.
+#[must_use]
+pub fn status(object: &SecureCluster, findings: Findings<'_>) -> SecureClusterStatus {
+    let cluster = findings.cluster;
+    let generation = object.metadata.generation;
+    let mut list = former(object);
+    let mut set = |condition, holds: bool, reason, message: String| {
+        conditions::set(
+            &mut list,
+            condition,
+            holds,
+            reason,
+            message,
+            generation,
+            findings.now,
+        );
+    };
+    let (ready, reason, message) = readiness(&findings);
+    set(ConditionType::Ready, ready, reason, message);
+    let (progressing, reason, message) = progress(&findings);
+    set(ConditionType::Progressing, progressing, reason, message);
+    let (degraded, reason, message) = degradation(&findings);
+    set(ConditionType::Degraded, degraded, reason, message);
+    let (valid, reason, message) = certificates(&findings);
+    set(ConditionType::CertificatesValid, valid, reason, message);
+    let failing: Vec<_> = findings
+        .checklist
+        .iter()
+        .filter(|entry| entry.result != CheckResult::Pass)
+        .map(|entry| entry.name.as_str())
+        .collect();
+    if failing.is_empty() {
+        set(
+            ConditionType::SecurityCompliant,
+            true,
+            Reason::ChecksPassed,
+            format!("{} checks pass", findings.checklist.len()),
+        );
+    } else {
+        set(
+            ConditionType::SecurityCompliant,
+            false,
+            Reason::ChecksFailed,
+            format!("see status.checklist: {}", failing.join(", ")),
+        );
+    }
+    set(
+        ConditionType::ReconciliationPaused,
+        false,
+        Reason::NotPaused,
+        String::new(),
+    );
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    SecureClusterStatus {
+        observed_generation: generation,
+        conditions: list,
+        replicas: findings
+            .stateful_set
+            .and_then(|set| Some(set.status.as_ref()?.replicas))
+            .unwrap_or_default(),
+        ready_replicas: count(
+            findings
+                .brokers
+                .iter()
+                .filter(|broker| is_ready(broker))
+                .count(),
+        ),
+        selector: Some(selector(&cluster.name)),
+        cluster_id: findings
+            .brokers
+            .iter()
+            .find_map(|broker| Some(broker.status.as_ref().ok()?.cluster_id.clone())),
+        config_version: Some(cluster.config.version.clone()),
+        listeners: cluster
+            .listeners
+            .iter()
+            .map(|listener| ListenerStatus {
+                name: listener.name.clone(),
+                bootstrap_servers: cluster.bootstrap_servers(listener),
+            })
+            .collect(),
+        brokers: findings.brokers.iter().map(observation).collect(),
+        authorities: Some(AuthoritiesStatus {
+            cluster: Some(authority(findings.cluster_authority)),
+            clients: Some(authority(findings.clients_authority)),
+        }),
+        checklist: findings.checklist,
+    }
+}
+
+/// The status of a cluster that cannot be reconciled, or must not be: what was observed last stands, with the reason.
+#[must_use]
+pub fn blocked(
+    object: &SecureCluster,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) -> SecureClusterStatus {
+    let generation = object.metadata.generation;
+    let mut status = object.status.clone().unwrap_or_default();
+    status.observed_generation = generation;
+    let mut set = |condition, holds: bool, reason, message: &str| {
+        conditions::set(
+            &mut status.conditions,
+            condition,
+            holds,
+            reason,
+            message,
+            generation,
+            now,
+        );
+    };
+    if reason == Reason::Paused {
+        set(ConditionType::ReconciliationPaused, true, reason, message);
+    } else {
+        set(ConditionType::Ready, false, reason, message);
+        set(ConditionType::Degraded, true, reason, message);
+        set(
+            ConditionType::ReconciliationPaused,
+            false,
+            Reason::NotPaused,
+            "",
+        );
+    }
+    status
+}
+
+fn former(object: &SecureCluster) -> Vec<Condition> {
+    object
+        .status
+        .as_ref()
+        .map(|status| status.conditions.clone())
+        .unwrap_or_default()
+}
+
+fn selector(cluster: &str) -> String {
+    names::broker_selector(cluster)
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn is_ready(broker: &BrokerView) -> bool {
+    broker.status.as_ref().is_ok_and(|status| status.ready)
+}
+
+fn readiness(findings: &Findings<'_>) -> (bool, Reason, String) {
+    let brokers = findings.brokers;
+    if brokers.iter().all(|broker| broker.status.is_err()) {
+        let why = brokers
+            .iter()
+            .find_map(|broker| broker.status.as_ref().err())
+            .cloned()
+            .unwrap_or_else(|| "there is none".to_owned());
+        return (
+            false,
+            Reason::BrokersUnreachable,
+            format!("no broker answers on its admin port: {why}"),
+        );
+    }
+    let serving = brokers.iter().filter(|broker| is_ready(broker)).count();
+    if serving < brokers.len() {
+        return (
+            false,
+            Reason::BrokersStarting,
+            format!("{serving} of {} brokers serve clients", brokers.len()),
+        );
+    }
+    if let Some(broker) = behind(findings) {
+        return (
+            false,
+            Reason::ConfigurationPending,
+            format!(
+                "{broker} has not loaded configuration {} yet",
+                findings.cluster.config.version
+            ),
+        );
+    }
+    (
+        true,
+        Reason::BrokersReady,
+        format!("{serving} of {} brokers serve clients", brokers.len()),
+    )
+}
+
+/// A broker that runs another configuration.
+fn behind<'a>(findings: &Findings<'a>) -> Option<&'a str> {
+    findings.brokers.iter().find_map(|broker| {
+        let status = broker.status.as_ref().ok()?;
+        (status.config_version != findings.cluster.config.version).then_some(broker.pod.as_str())
+    })
+}
+
+fn progress(findings: &Findings<'_>) -> (bool, Reason, String) {
+    if let Some(rotation) = &findings.rotation {
+        return (true, Reason::RotationInProgress, rotation.clone());
+    }
+    if let Some(broker) = behind(findings) {
+        return (
+            true,
+            Reason::ConfigurationPending,
+            format!(
+                "{broker} has not loaded configuration {} yet",
+                findings.cluster.config.version
+            ),
+        );
+    }
+    if findings.brokers.iter().any(|broker| !is_ready(broker)) {
+        return (
+            true,
+            Reason::BrokersStarting,
+            "brokers are starting".to_owned(),
+        );
+    }
+    (false, Reason::Settled, String::new())
+}
+
+fn degradation(findings: &Findings<'_>) -> (bool, Reason, String) {
+    if !findings.problems.is_empty() {
+        return (true, Reason::Retrying, findings.problems.join("; "));
+    }
+    for broker in findings.brokers {
+        let Ok(status) = &broker.status else { continue };
+        if let Some(problem) = status.problems.first() {
+            return (
+                true,
+                Reason::BrokerProblem,
+                format!("{}: {problem}", broker.pod),
+            );
+        }
+        if let Some(file) = status.quarantined.first() {
+            return (
+                true,
+                Reason::BrokerProblem,
+                format!(
+                    "{}: {} is corrupt at byte {} and set aside",
+                    broker.pod, file.file, file.offset
+                ),
+            );
+        }
+    }
+    let silent: Vec<_> = findings
+        .brokers
+        .iter()
+        .filter(|broker| broker.status.is_err())
+        .map(|broker| broker.pod.as_str())
+        .collect();
+    let pods = findings
+        .stateful_set
+        .and_then(|set| set.status.as_ref()?.ready_replicas)
+        .unwrap_or_default();
+    // A pod that Kubernetes calls ready and the operator cannot reach: more than a start.
+    if !silent.is_empty() && usize::try_from(pods).is_ok_and(|pods| pods == findings.brokers.len())
+    {
+        return (
+            true,
+            Reason::BrokersUnreachable,
+            format!("{} does not answer on its admin port", silent.join(", ")),
+        );
+    }
+    (false, Reason::Settled, String::new())
+}
+
+fn certificates(findings: &Findings<'_>) -> (bool, Reason, String) {
+    for (leaf, broker) in findings.leaves.iter().zip(findings.brokers) {
+        let Ok(status) = &broker.status else {
+            return (
+                false,
+                Reason::CertificatesPending,
+                format!("{} has not reported its certificates", broker.pod),
+            );
+        };
+        let Some(stale) = status
+            .certificates
+            .iter()
+            .find(|endpoint| endpoint.fingerprint != leaf.info.fingerprint)
+        else {
+            continue;
+        };
+        return (
+            false,
+            Reason::CertificatesPending,
+            format!(
+                "{} of {} presents serial {}, not {}",
+                stale.listener, broker.pod, stale.serial, leaf.info.serial
+            ),
+        );
+    }
+    let now = findings.now.as_second();
+    let soonest = [
+        findings.cluster_authority.current().info(),
+        findings.clients_authority.current().info(),
+    ]
+    .into_iter()
+    .chain(findings.leaves.iter().map(|leaf| &leaf.info))
+    .min_by_key(|info| info.not_after);
+    match soonest {
+        Some(info) if info.not_after.unix_timestamp() <= now => (
+            false,
+            Reason::CertificateDue,
+            format!("certificate {} of {} has ended", info.serial, info.subject),
+        ),
+        Some(info) => (
+            true,
+            Reason::CertificatesCurrent,
+            format!(
+                "the first to end is {} at {}",
+                info.subject,
+                as_time(info.not_after).0
+            ),
+        ),
+        None => (
+            false,
+            Reason::CertificatesPending,
+            "no certificate was issued yet".to_owned(),
+        ),
+    }
+}
+
+fn observation(broker: &BrokerView) -> BrokerObservation {
+    let status = match &broker.status {
+        Ok(status) => status,
+        Err(error) => {
+            return BrokerObservation {
+                pod: broker.pod.clone(),
+                broker_id: None,
+                version: None,
+                ready: false,
+                config_version: None,
+                kek_id: None,
+                endpoints: Vec::new(),
+                problems: vec![error.clone()],
+            };
+        }
+    };
+    BrokerObservation {
+        pod: broker.pod.clone(),
+        broker_id: Some(status.broker_id),
+        version: Some(status.version.clone()),
+        ready: status.ready,
+        config_version: Some(status.config_version.clone()),
+        kek_id: Some(status.kek_id.clone()),
+        endpoints: status
+            .certificates
+            .iter()
+            .map(|endpoint| EndpointObservation {
+                name: endpoint.listener.clone(),
+                certificate_serial: endpoint.serial.clone(),
+                not_after: Time(endpoint.not_after.parse().unwrap_or(Timestamp::UNIX_EPOCH)),
+                trusted_authorities: status
+                    .trust
+                    .iter()
+                    .find(|trust| trust.listener == endpoint.listener)
+                    .map(|trust| trust.authorities.clone())
+                    .unwrap_or_default(),
+            })
+            .collect(),
+        problems: status.problems.clone(),
+    }
+}
+
+fn authority(record: &AuthorityRecord) -> AuthorityStatus {
+    AuthorityStatus {
+        certificate: certificate_status(record.current().info()),
+        trusted: record.trusted(),
+    }
+}
+
+/// Name of an object, for messages.
+#[must_use]
+pub fn full_name(object: &impl ResourceExt) -> String {
+    format!(
+        "{}/{}",
+        object.namespace().unwrap_or_default(),
+        object.name_any()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cluster::{
+        leaves::leaves,
+        observe::tests::{broker, silent},
+        validate::{tests::fixture, validate},
+    };
+
+    fn report(object: &SecureCluster, change: impl FnOnce(&mut BrokerView)) -> SecureClusterStatus {
+        let cluster = validate(object).unwrap();
+        let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let authority = AuthorityRecord::generate(
+            &cluster.cluster_authority_name().unwrap(),
+            &cluster.cluster_policy,
+            start,
+        )
+        .unwrap();
+        let clients = AuthorityRecord::generate(
+            &cluster.clients_authority_name().unwrap(),
+            &cluster.clients_policy,
+            start,
+        )
+        .unwrap();
+        let leaves = leaves(&cluster, &authority, None, start).unwrap();
+        let mut view = broker(&cluster);
+        for endpoint in &mut view.status.as_mut().unwrap().certificates {
+            endpoint.fingerprint.clone_from(&leaves[0].info.fingerprint);
+        }
+        change(&mut view);
+        status(
+            object,
+            Findings {
+                cluster: &cluster,
+                brokers: &[view],
+                stateful_set: None,
+                leaves: &leaves,
+                cluster_authority: &authority,
+                clients_authority: &clients,
+                checklist: Vec::new(),
+                problems: Vec::new(),
+                rotation: None,
+                now: Timestamp::from_second(1_800_000_000).unwrap(),
+            },
+        )
+    }
+
+    fn condition(status: &SecureClusterStatus, wanted: ConditionType) -> (String, String, String) {
+        let found = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == wanted.as_str())
+            .unwrap();
+        (
+            found.status.clone(),
+            found.reason.clone(),
+            found.message.clone(),
+        )
+    }
+
+    #[test]
+    fn a_cluster_is_ready_because_its_brokers_said_so() {
+        let status = report(&fixture(), |_| {});
+        assert_eq!(condition(&status, ConditionType::Ready).1, "BrokersReady");
+        assert_eq!(
+            condition(&status, ConditionType::CertificatesValid).1,
+            "CertificatesCurrent"
+        );
+        assert_eq!(condition(&status, ConditionType::Progressing).0, "False");
+        assert_eq!(condition(&status, ConditionType::Degraded).0, "False");
+        assert_eq!(status.ready_replicas, 1);
+        assert_eq!(status.observed_generation, Some(3));
+        assert_eq!(
+            status.listeners[0].bootstrap_servers,
+            "events-bootstrap.messaging.svc:9093"
+        );
+    }
+
+    #[test]
+    fn what_brokers_report_decides_the_conditions() {
+        type Change = fn(&mut BrokerView);
+        let cases: [(Change, ConditionType, &str, &str); 5] = [
+            (
+                |view| *view = silent("events-0"),
+                ConditionType::Ready,
+                "False",
+                "BrokersUnreachable",
+            ),
+            (
+                |view| view.status.as_mut().unwrap().ready = false,
+                ConditionType::Ready,
+                "False",
+                "BrokersStarting",
+            ),
+            (
+                |view| view.status.as_mut().unwrap().config_version.clear(),
+                ConditionType::Ready,
+                "False",
+                "ConfigurationPending",
+            ),
+            (
+                |view| {
+                    view.status
+                        .as_mut()
+                        .unwrap()
+                        .problems
+                        .push("the disk is full".to_owned())
+                },
+                ConditionType::Degraded,
+                "True",
+                "BrokerProblem",
+            ),
+            (
+                |view| {
+                    view.status.as_mut().unwrap().certificates[0]
+                        .fingerprint
+                        .clear()
+                },
+                ConditionType::CertificatesValid,
+                "False",
+                "CertificatesPending",
+            ),
+        ];
+        for (change, wanted, holds, reason) in cases {
+            let (status, found, message) = condition(&report(&fixture(), change), wanted);
+            assert_eq!(
+                (status.as_str(), found.as_str()),
+                (holds, reason),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_observation_gives_the_same_status() {
+        let mut object = fixture();
+        let first = report(&object, |_| {});
+        object.status = Some(first.clone());
+        let second = report(&object, |_| {});
+        assert_eq!(
+            first
+                .conditions
+                .iter()
+                .map(|held| (&held.type_, &held.status, &held.last_transition_time))
+                .collect::<Vec<_>>(),
+            second
+                .conditions
+                .iter()
+                .map(|held| (&held.type_, &held.status, &held.last_transition_time))
+                .collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_paused_cluster_keeps_what_was_observed() {
+        let mut object = fixture();
+        object.status = Some(report(&object, |_| {}));
+        let status = blocked(&object, Reason::Paused, "paused", Timestamp::UNIX_EPOCH);
+        assert_eq!(condition(&status, ConditionType::Ready).0, "True");
+        assert_eq!(
+            condition(&status, ConditionType::ReconciliationPaused).0,
+            "True"
+        );
+        assert_eq!(status.brokers.len(), 1);
+    }
+}

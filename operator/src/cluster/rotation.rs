@@ -1,0 +1,367 @@
+//! Carries out the steps of [`crate::authorities`] for both authorities of a cluster.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, ResourceExt, api::PostParams};
+use palisade_crds::{SecureCluster, User};
+use time::OffsetDateTime;
+
+use super::{
+    Cluster, objects,
+    observe::{BrokerView, Observed},
+};
+use crate::{
+    Context, Error,
+    authorities::{
+        AuthorityPolicy, AuthorityRecord, BrokerReport, ClientReport, Evidence, Step,
+        clients_evidence, cluster_evidence, next_step,
+    },
+    kubernetes::{FIELD_MANAGER, names},
+    pki::{CertificateInfo, CommonName, PkiError},
+};
+
+/// Endpoints of a broker that take certificates of the cluster authority.
+const OWN_ENDPOINTS: [&str; 2] = ["CONTROL", "ADMIN"];
+
+/// An authority and the Secret it was read from.
+pub(super) struct Held {
+    pub(super) record: AuthorityRecord,
+    secret: Secret,
+}
+
+/// Both authorities of a cluster.
+pub(super) struct Authorities {
+    pub(super) cluster: Held,
+    pub(super) clients: Held,
+}
+
+/// Reads both authorities, and makes those that do not exist yet.
+pub(super) async fn load(
+    context: &Context,
+    object: &SecureCluster,
+    cluster: &Cluster,
+    observed: &Observed,
+    now: OffsetDateTime,
+) -> Result<Authorities, Error> {
+    let (cluster_name, clients_name) = authority_names(cluster)?;
+    let secret = names::cluster_authority_secret(&cluster.name);
+    let of_cluster = ensure(
+        context,
+        object,
+        observed.cluster_authority.as_ref(),
+        secret,
+        &cluster_name,
+        &cluster.cluster_policy,
+        now,
+    )
+    .await?;
+    let secret = names::clients_authority_secret(&cluster.name);
+    let of_clients = ensure(
+        context,
+        object,
+        observed.clients_authority.as_ref(),
+        secret,
+        &clients_name,
+        &cluster.clients_policy,
+        now,
+    )
+    .await?;
+    Ok(Authorities {
+        cluster: of_cluster,
+        clients: of_clients,
+    })
+}
+
+fn authority_names(cluster: &Cluster) -> Result<(CommonName, CommonName), PkiError> {
+    let bad = |error: crate::pki::NameError| PkiError::Read {
+        what: "the cluster's name",
+        reason: error.to_string(),
+    };
+    Ok((
+        cluster.cluster_authority_name().map_err(bad)?,
+        cluster.clients_authority_name().map_err(bad)?,
+    ))
+}
+
+async fn ensure(
+    context: &Context,
+    object: &SecureCluster,
+    held: Option<&Secret>,
+    secret_name: String,
+    name: &CommonName,
+    policy: &AuthorityPolicy,
+    now: OffsetDateTime,
+) -> Result<Held, Error> {
+    if let Some(secret) = held {
+        return Ok(Held {
+            record: AuthorityRecord::read(secret)?,
+            secret: secret.clone(),
+        });
+    }
+    let record = AuthorityRecord::generate(name, policy, now)?;
+    let mut secret = objects::secrets::authority(object, secret_name);
+    record.write(&mut secret);
+    let api: Api<Secret> = Api::namespaced(
+        context.client.clone(),
+        &object.namespace().unwrap_or_default(),
+    );
+    context.metrics.api_write(&"Secret".into());
+    // Created, never applied: of two operators that both found none, the second fails and reads the first one's.
+    let secret = api
+        .create(
+            &PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            },
+            &secret,
+        )
+        .await?;
+    Ok(Held { record, secret })
+}
+
+/// Takes each authority one step further where the evidence allows, and returns what is waited for.
+pub(super) async fn advance(
+    context: &Context,
+    cluster: &Cluster,
+    observed: &Observed,
+    authorities: &mut Authorities,
+    brokers: &[BrokerView],
+    now: OffsetDateTime,
+) -> Result<Option<String>, Error> {
+    let leaves: Vec<Option<CertificateInfo>> = brokers
+        .iter()
+        .map(|broker| leaf(observed, &broker.pod))
+        .collect();
+    let reports: Vec<BrokerReport<'_>> = brokers
+        .iter()
+        .zip(&leaves)
+        .map(|(broker, leaf)| BrokerReport {
+            pod: &broker.pod,
+            status: broker.status.as_ref().ok(),
+            leaf: leaf.as_ref().map(|leaf| leaf.fingerprint.as_str()),
+            leaf_is_current: leaf
+                .as_ref()
+                .is_some_and(|leaf| leaf.is_issued_by(authorities.cluster.record.current().info())),
+        })
+        .collect();
+    let users = issued_users(context, cluster);
+    let full_names: Vec<String> = users
+        .iter()
+        .map(|user| super::report::full_name(user.as_ref()))
+        .collect();
+    let mut clients = Vec::new();
+    for (user, name) in users.iter().zip(&full_names) {
+        let trusted = user
+            .status
+            .as_ref()
+            .map(|status| status.trusted_authorities.as_slice())
+            .unwrap_or_default();
+        // Certificates are read only while somebody waits for them.
+        let leaf_is_current = if authorities.clients.record.has_previous() {
+            certificate_is_current(context, user, authorities.clients.record.current().info())
+                .await?
+        } else {
+            None
+        };
+        clients.push(ClientReport {
+            name,
+            trusted,
+            leaf_is_current,
+        });
+    }
+    let listeners: Vec<&str> = cluster
+        .listeners
+        .iter()
+        .filter(|listener| listener.takes_certificates())
+        .map(|listener| listener.name.as_str())
+        .collect();
+    let (cluster_name, clients_name) = authority_names(cluster)?;
+    let evidence = cluster_evidence(
+        &authorities.cluster.record,
+        &reports,
+        &clients,
+        &OWN_ENDPOINTS,
+    );
+    let of_cluster = take(
+        context,
+        &mut authorities.cluster,
+        &cluster_name,
+        &cluster.cluster_policy,
+        &evidence,
+        now,
+    )
+    .await?;
+    let evidence = clients_evidence(&authorities.clients.record, &reports, &clients, &listeners);
+    let of_clients = take(
+        context,
+        &mut authorities.clients,
+        &clients_name,
+        &cluster.clients_policy,
+        &evidence,
+        now,
+    )
+    .await?;
+    let waits = [
+        of_cluster.map(|wait| format!("cluster authority: {wait}")),
+        of_clients.map(|wait| format!("clients authority: {wait}")),
+    ];
+    let waits: Vec<String> = waits.into_iter().flatten().collect();
+    Ok((!waits.is_empty()).then(|| waits.join("; ")))
+}
+
+/// Carries out one step and says what is under way.
+async fn take(
+    context: &Context,
+    held: &mut Held,
+    name: &CommonName,
+    policy: &AuthorityPolicy,
+    evidence: &Evidence,
+    now: OffsetDateTime,
+) -> Result<Option<String>, Error> {
+    let step = next_step(&held.record, policy, evidence, now);
+    let message = match &step {
+        Step::Settled => return Ok(None),
+        Step::AwaitTrust(missing) => {
+            return Ok(Some(format!(
+                "waiting for trust in the new authority: {}",
+                listed(missing)
+            )));
+        }
+        Step::AwaitLeaves(missing) => {
+            return Ok(Some(format!(
+                "waiting for certificates of the new authority: {}",
+                listed(missing)
+            )));
+        }
+        Step::Begin { id, mode } => {
+            held.record.begin(id.clone(), *mode, name, policy, now)?;
+            "distributing trust in the new authority"
+        }
+        Step::Switch => {
+            held.record.switch(now)?;
+            "the new authority issues from now on"
+        }
+        Step::Withdraw => {
+            held.record.withdraw();
+            "withdrawing trust in the former authority"
+        }
+    };
+    let mut secret = held.secret.clone();
+    held.record.write(&mut secret);
+    let api: Api<Secret> = Api::namespaced(
+        context.client.clone(),
+        &secret.namespace().unwrap_or_default(),
+    );
+    context.metrics.api_write(&"Secret".into());
+    tracing::info!(secret = secret.name_any(), ?step, "rotating an authority");
+    // The Secret carries the version it was read at: if anyone changed it since, this fails and everything is decided anew.
+    held.secret = api
+        .replace(
+            &secret.name_any(),
+            &PostParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            },
+            &secret,
+        )
+        .await?;
+    Ok(Some(message.to_owned()))
+}
+
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    match names.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown} and {more} more"),
+        _ => shown,
+    }
+}
+
+fn leaf(observed: &Observed, pod: &str) -> Option<CertificateInfo> {
+    let bytes = observed
+        .certificates
+        .as_ref()?
+        .data
+        .as_ref()?
+        .get(&format!("{pod}.crt"))?;
+    CertificateInfo::from_pem(std::str::from_utf8(&bytes.0).ok()?).ok()
+}
+
+/// Users whose Secret was written and who are not going away.
+fn issued_users(context: &Context, cluster: &Cluster) -> Vec<std::sync::Arc<User>> {
+    let mut users: Vec<_> = context
+        .indexes
+        .users
+        .all()
+        .into_iter()
+        .filter(|user| {
+            let reference = &user.spec.cluster_ref;
+            let namespace = reference
+                .namespace
+                .clone()
+                .or_else(|| user.namespace())
+                .unwrap_or_default();
+            reference.name == cluster.name
+                && namespace == cluster.namespace
+                && user.metadata.deletion_timestamp.is_none()
+                && !crate::kubernetes::is_paused(user.as_ref())
+                && user
+                    .status
+                    .as_ref()
+                    .is_some_and(|status| status.secret_name.is_some())
+        })
+        .collect();
+    users.sort_by_key(|user| (user.namespace(), user.name_any()));
+    users
+}
+
+/// Whether the certificate in a user's Secret is of the present clients authority; nothing for a user without one.
+async fn certificate_is_current(
+    context: &Context,
+    user: &User,
+    authority: &CertificateInfo,
+) -> Result<Option<bool>, Error> {
+    if user
+        .status
+        .as_ref()
+        .is_none_or(|status| status.certificate.is_none())
+    {
+        return Ok(None);
+    }
+    let api: Api<Secret> = Api::namespaced(
+        context.client.clone(),
+        &user.namespace().unwrap_or_default(),
+    );
+    let Some(secret) = api.get_opt(user.secret_name()).await? else {
+        return Ok(Some(false));
+    };
+    let info = secret
+        .data
+        .as_ref()
+        .and_then(|data| data.get(crate::user::USER_CERTIFICATE))
+        .and_then(|bytes| CertificateInfo::from_pem(std::str::from_utf8(&bytes.0).ok()?).ok());
+    Ok(Some(info.is_some_and(|info| info.is_issued_by(authority))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_waits_are_shortened() {
+        let names: Vec<String> = (0..7).map(|index| format!("user {index}")).collect();
+        assert_eq!(listed(&names[..1]), "user 0");
+        assert_eq!(
+            listed(&names[..5]),
+            "user 0, user 1, user 2, user 3, user 4"
+        );
+        assert_eq!(
+            listed(&names),
+            "user 0, user 1, user 2, user 3, user 4 and 2 more"
+        );
+    }
+}

@@ -1,0 +1,493 @@
+//! What User, Acl, Quota, Topic and CertRotation have in common: they belong to a cluster, wait for it, and are revoked before they disappear.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp,
+};
+use kube::{Api, ResourceExt, runtime::events::EventType};
+use palisade_crds::{ClusterRef, ConditionType, Reason, SecureCluster, conditions, guard};
+
+use crate::{
+    Context, Error,
+    access::ClusterAccess,
+    kafka::KafkaError,
+    kubernetes::{Index, StatusObject, publish},
+};
+
+/// How soon an object that waits is looked at again, and one in which nothing is amiss (drift on brokers sends no event).
+pub const WAITING: Duration = Duration::from_secs(5);
+/// See [`WAITING`].
+pub const SETTLED: Duration = Duration::from_secs(60);
+/// How long the deletion of an object in a namespace that is going away waits for brokers that do not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why an object is not in effect: something its author, or somebody, has to mend or wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Why.
+    pub reason: Reason,
+    /// What to do.
+    pub message: String,
+}
+
+impl Blocked {
+    /// A reason and what to do.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// What stops a reconcile: a condition, or an error to try again.
+#[derive(Debug)]
+pub enum Stop {
+    /// The object gets a condition.
+    Blocked(Blocked),
+    /// The reconcile is tried again.
+    Failed(Error),
+}
+
+impl From<Blocked> for Stop {
+    fn from(blocked: Blocked) -> Self {
+        Self::Blocked(blocked)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<kube::Error> for Stop {
+    fn from(error: kube::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<crate::pki::PkiError> for Stop {
+    fn from(error: crate::pki::PkiError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<KafkaError> for Stop {
+    fn from(error: KafkaError) -> Self {
+        let reason = match &error {
+            KafkaError::Refused { .. } | KafkaError::Unsupported { .. } => Reason::BrokerRefused,
+            _ => Reason::BrokersUnreachable,
+        };
+        Self::Blocked(Blocked::new(reason, error.to_string()))
+    }
+}
+
+/// A kind that belongs to a cluster.
+pub trait Member: StatusObject {
+    /// The cluster it names.
+    fn cluster_ref(&self) -> &ClusterRef;
+}
+
+macro_rules! member {
+    ($($kind:ty),* $(,)?) => {
+        $(impl Member for $kind {
+            fn cluster_ref(&self) -> &ClusterRef {
+                &self.spec.cluster_ref
+            }
+        })*
+    };
+}
+
+member!(
+    palisade_crds::User,
+    palisade_crds::Acl,
+    palisade_crds::Quota,
+    palisade_crds::Topic,
+    palisade_crds::CertRotation
+);
+
+/// Namespace and name of the cluster that an object of `namespace` refers to.
+#[must_use]
+pub fn cluster_key(reference: &ClusterRef, namespace: &str) -> (String, String) {
+    (
+        reference
+            .namespace
+            .clone()
+            .unwrap_or_else(|| namespace.to_owned()),
+        reference.name.clone(),
+    )
+}
+
+/// Whether an object refers to this cluster, and may.
+#[must_use]
+pub fn refers_to(
+    object: &impl ResourceExt,
+    reference: &ClusterRef,
+    cluster: &SecureCluster,
+) -> bool {
+    let namespace = object.namespace().unwrap_or_default();
+    cluster_key(reference, &namespace)
+        == (cluster.namespace().unwrap_or_default(), cluster.name_any())
+        && cluster.admits_namespace(&namespace)
+}
+
+/// The cluster an object belongs to.
+///
+/// # Errors
+/// [`Blocked`] when it does not exist, is going away, or does not admit the object's namespace.
+pub fn resolve(
+    reference: &ClusterRef,
+    namespace: &str,
+    clusters: &Index<SecureCluster>,
+) -> Result<Arc<SecureCluster>, Blocked> {
+    let (cluster_namespace, name) = cluster_key(reference, namespace);
+    let cluster = clusters.get(&cluster_namespace, &name);
+    admit(cluster, namespace, &cluster_namespace, &name)
+}
+
+fn admit(
+    cluster: Option<Arc<SecureCluster>>,
+    namespace: &str,
+    cluster_namespace: &str,
+    name: &str,
+) -> Result<Arc<SecureCluster>, Blocked> {
+    let Some(cluster) = cluster else {
+        return Err(Blocked::new(
+            Reason::ClusterNotFound,
+            format!("SecureCluster {cluster_namespace}/{name} does not exist yet"),
+        ));
+    };
+    if !cluster.admits_namespace(namespace) {
+        return Err(Blocked::new(
+            Reason::NamespaceNotAllowed,
+            format!(
+                "SecureCluster {cluster_namespace}/{name} does not admit namespace {namespace}: list it in its spec.allowedNamespaces"
+            ),
+        ));
+    }
+    if cluster.metadata.deletion_timestamp.is_some() {
+        return Err(Blocked::new(
+            Reason::ClusterDeleting,
+            format!("SecureCluster {cluster_namespace}/{name} is being deleted"),
+        ));
+    }
+    Ok(cluster)
+}
+
+/// Stops unless the admission rules hold and brokers serve; otherwise the cluster and the way to its brokers.
+///
+/// # Errors
+/// [`Stop`].
+pub async fn bind<K: Member + guard::Guarded>(
+    context: &Context,
+    object: &K,
+) -> Result<(Arc<SecureCluster>, Arc<ClusterAccess>), Stop> {
+    guard::check(object).map_err(|error| Blocked::new(Reason::InvalidSpec, error.to_string()))?;
+    let namespace = object.namespace().unwrap_or_default();
+    let cluster = resolve(object.cluster_ref(), &namespace, &context.indexes.clusters)?;
+    let ready = cluster
+        .status
+        .as_ref()
+        .is_some_and(|status| status.ready_replicas > 0);
+    if !ready {
+        let name = cluster.name_any();
+        return Err(Blocked::new(
+            Reason::ClusterNotReady,
+            format!("waiting for SecureCluster {name}: no broker serves clients yet"),
+        )
+        .into());
+    }
+    match context.access.get(&context.client, &cluster).await {
+        Ok(access) => Ok((cluster, access)),
+        Err(Error::Access(error)) => {
+            Err(Blocked::new(Reason::ClusterNotReady, error.to_string()).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Of several objects that declare the same thing, the one that counts: the oldest, and of equally old ones the first by name.
+pub fn first_claim<'a, K: ResourceExt + 'a>(
+    claims: impl IntoIterator<Item = &'a Arc<K>>,
+) -> Option<&'a Arc<K>> {
+    claims.into_iter().min_by_key(|claim| {
+        (
+            claim.creation_timestamp().map(|time| time.0),
+            claim.namespace(),
+            claim.name_any(),
+        )
+    })
+}
+
+/// Whether another object has the older claim on the same thing.
+///
+/// # Errors
+/// [`Blocked`] naming the other.
+pub fn claim<K: Member>(
+    object: &K,
+    index: &Index<K>,
+    same: impl Fn(&K) -> bool,
+    what: &str,
+) -> Result<(), Blocked> {
+    let key = |object: &K| {
+        cluster_key(
+            object.cluster_ref(),
+            &object.namespace().unwrap_or_default(),
+        )
+    };
+    let rivals: Vec<_> = index
+        .all()
+        .into_iter()
+        .filter(|other| {
+            key(other.as_ref()) == key(object)
+                && other.metadata_deletion().is_none()
+                && same(other.as_ref())
+        })
+        .collect();
+    match first_claim(&rivals) {
+        Some(first) if first.uid() != object.uid() => Err(Blocked::new(
+            Reason::Conflict,
+            format!(
+                "{} {}/{} declares {what} already and is older: delete one of the two",
+                K::kind(&()),
+                first.namespace().unwrap_or_default(),
+                first.name_any()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// When an object began to go away.
+trait Deletion {
+    fn metadata_deletion(&self) -> Option<Timestamp>;
+}
+
+impl<K: ResourceExt> Deletion for K {
+    fn metadata_deletion(&self) -> Option<Timestamp> {
+        self.meta().deletion_timestamp.as_ref().map(|time| time.0)
+    }
+}
+
+/// Conditions after a reconcile that had an outcome: Ready, Synced and ReconciliationPaused.
+#[must_use]
+pub fn outcome(
+    former: &[Condition],
+    generation: Option<i64>,
+    result: Result<(Reason, &str), &Blocked>,
+) -> Vec<Condition> {
+    let mut list = former.to_vec();
+    let now = Timestamp::now();
+    let mut set = |condition, holds: bool, reason, message: &str| {
+        conditions::set(
+            &mut list, condition, holds, reason, message, generation, now,
+        );
+    };
+    match result {
+        Ok((reason, message)) => {
+            set(ConditionType::Ready, true, reason, message);
+            set(ConditionType::Synced, true, Reason::Synced, message);
+        }
+        Err(blocked) => {
+            set(
+                ConditionType::Ready,
+                false,
+                blocked.reason,
+                &blocked.message,
+            );
+            set(
+                ConditionType::Synced,
+                false,
+                blocked.reason,
+                &blocked.message,
+            );
+        }
+    }
+    set(
+        ConditionType::ReconciliationPaused,
+        false,
+        Reason::NotPaused,
+        "",
+    );
+    list
+}
+
+/// Conditions of an object that is paused: what stood stands.
+#[must_use]
+pub fn paused(former: &[Condition], generation: Option<i64>) -> Vec<Condition> {
+    let mut list = former.to_vec();
+    let message = "remove the annotation palisade.dev/paused to go on";
+    conditions::set(
+        &mut list,
+        ConditionType::ReconciliationPaused,
+        true,
+        Reason::Paused,
+        message,
+        generation,
+        Timestamp::now(),
+    );
+    list
+}
+
+/// Before an object disappears: what its cluster needs for revoking it, or nothing where there is nothing left to revoke.
+///
+/// # Errors
+/// When the brokers do not answer now and it is worth waiting for them.
+pub async fn revocable<K: Member>(
+    context: &Context,
+    object: &K,
+) -> Result<Option<(Arc<SecureCluster>, Arc<ClusterAccess>)>, Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let Ok(cluster) = resolve(object.cluster_ref(), &namespace, &context.indexes.clusters) else {
+        return Ok(None);
+    };
+    match context.access.get(&context.client, &cluster).await {
+        Ok(access) => Ok(Some((cluster, access))),
+        // Without an authority no broker ever ran.
+        Err(Error::Access(crate::access::AccessError::NoAuthority(_))) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a revocation that failed is given up: only in a namespace that is going away, and only after some patience, so that deleting a namespace never
+/// hangs on brokers that are gone with it.
+pub async fn give_up<K: Member>(context: &Context, object: &K, error: &Error) -> bool {
+    let Some(since) = object.metadata_deletion() else {
+        return false;
+    };
+    let waited = Timestamp::now()
+        .as_second()
+        .saturating_sub(since.as_second());
+    if u64::try_from(waited).is_ok_and(|waited| waited < PATIENCE.as_secs()) {
+        return false;
+    }
+    let name = object.namespace().unwrap_or_default();
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let leaving = match namespaces.get_opt(&name).await {
+        Ok(namespace) => {
+            namespace.is_none_or(|namespace| namespace.metadata.deletion_timestamp.is_some())
+        }
+        Err(_) => false,
+    };
+    if leaving {
+        let note = format!(
+            "the brokers did not answer and the namespace is going away, so what they hold of this object may remain: {error}"
+        );
+        tracing::warn!(namespace = name, object = object.name_any(), %error, "giving up a revocation");
+        publish(
+            context,
+            object,
+            EventType::Warning,
+            Reason::BrokersUnreachable,
+            note,
+        )
+        .await;
+    }
+    leaving
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use palisade_crds::Topic;
+    use serde_json::json;
+
+    use super::*;
+
+    fn cluster(change: impl FnOnce(&mut SecureCluster)) -> Option<Arc<SecureCluster>> {
+        let mut cluster: SecureCluster = serde_json::from_value(json!({
+            "apiVersion": "palisade.dev/v1alpha1", "kind": "SecureCluster",
+            "metadata": { "name": "events", "namespace": "messaging" },
+            "spec": {
+                "storage": { "size": "1Gi" },
+                "logEncryption": { "keyProvider": { "secret": { "name": "kek" } } },
+                "listeners": [{ "name": "internal", "port": 9093, "authentication": ["ScramSha512"] }],
+                "allowedNamespaces": ["shop"]
+            }
+        }))
+        .unwrap();
+        change(&mut cluster);
+        Some(Arc::new(cluster))
+    }
+
+    #[test]
+    fn an_object_waits_for_a_cluster_that_it_may_use() {
+        let reason = |cluster, namespace| {
+            admit(cluster, namespace, "messaging", "events")
+                .err()
+                .map(|blocked| blocked.reason)
+        };
+        assert_eq!(reason(None, "messaging"), Some(Reason::ClusterNotFound));
+        assert_eq!(reason(cluster(|_| {}), "messaging"), None);
+        assert_eq!(reason(cluster(|_| {}), "shop"), None);
+        assert_eq!(
+            reason(cluster(|_| {}), "other"),
+            Some(Reason::NamespaceNotAllowed)
+        );
+        let leaving = cluster(|cluster| {
+            cluster.metadata.deletion_timestamp = Some(
+                k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH),
+            );
+        });
+        assert_eq!(reason(leaving, "messaging"), Some(Reason::ClusterDeleting));
+    }
+
+    #[test]
+    fn of_two_claims_the_older_counts_and_of_equals_the_first_by_name() {
+        let topic = |name: &str, second: i64| {
+            let mut topic: Topic = serde_json::from_value(json!({
+                "apiVersion": "palisade.dev/v1alpha1", "kind": "Topic",
+                "metadata": { "name": name, "namespace": "shop" },
+                "spec": { "clusterRef": { "name": "events" } }
+            }))
+            .unwrap();
+            topic.metadata.creation_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                    Timestamp::from_second(second).unwrap(),
+                ));
+            Arc::new(topic)
+        };
+        assert_eq!(
+            first_claim(&[topic("young", 20), topic("old", 10)])
+                .unwrap()
+                .name_any(),
+            "old"
+        );
+        assert_eq!(
+            first_claim(&[topic("b", 10), topic("a", 10)])
+                .unwrap()
+                .name_any(),
+            "a"
+        );
+    }
+
+    #[test]
+    fn refusals_and_silence_of_brokers_are_told_apart() {
+        let reason = |error| match Stop::from(error) {
+            Stop::Blocked(blocked) => blocked.reason,
+            Stop::Failed(_) => Reason::Retrying,
+        };
+        assert_eq!(
+            reason(KafkaError::NoBroker {
+                last: String::new()
+            }),
+            Reason::BrokersUnreachable
+        );
+        assert_eq!(
+            reason(KafkaError::Unsupported { api: "CreateAcls" }),
+            Reason::BrokerRefused
+        );
+    }
+
+    #[test]
+    fn an_outcome_sets_ready_and_synced_and_the_same_outcome_changes_nothing() {
+        let blocked = Blocked::new(Reason::ClusterNotFound, "waiting");
+        let first = outcome(&[], Some(1), Err(&blocked));
+        assert_eq!(first.len(), 3);
+        assert_eq!(outcome(&first, Some(1), Err(&blocked)), first);
+        let second = outcome(&first, Some(1), Ok((Reason::Synced, "done")));
+        assert!(conditions::is_true(&second, ConditionType::Ready));
+    }
+}
