@@ -9,6 +9,7 @@
 
 mod access;
 mod broker;
+mod disk;
 mod java;
 mod kcat;
 mod process;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use access::{Access, Certificate, Login, Mechanism};
 pub use broker::{Broker, BrokerOptions};
+pub use disk::Tmpfs;
 pub use java::{Java, Lease, tool};
 pub use kcat::Kcat;
 pub use process::{Background, Outcome, free_port, run, wait_until};
