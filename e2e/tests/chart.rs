@@ -1,0 +1,445 @@
+//! The Helm chart, installed by Helm itself on a real API server (nothing runs there, everything is checked).
+//!
+//! 1. `helm lint --strict`; the values' schema refuses what it does not know.
+//! 2. Install as an older version, upgrade: the definitions follow. Uninstall: they stay, and so do the objects.
+//! 3. Ask the API server what the operator's account may do, with all namespaces and with some.
+//! 4. Send the operator's pod to a namespace that enforces Pod Security `restricted`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use palisade_e2e::cluster::{ApiServer, Program};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .join("charts/palisade")
+}
+
+fn helm() -> Command {
+    static HELM: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(HELM.get_or_init(|| Program::Helm.build().expect("helm")))
+}
+
+fn helm_on(server: &ApiServer) -> Command {
+    let mut command = helm();
+    command.env("KUBECONFIG", server.kubeconfig());
+    command
+}
+
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+fn refuse(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{command:?} succeeded");
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Every object that the chart makes with these values.
+fn rendered(arguments: &[&str]) -> Vec<Value> {
+    let text = succeed(
+        helm()
+            .args(["template", "palisade", "--namespace", "palisade-system"])
+            .arg(chart())
+            .args(arguments),
+    );
+    serde_yaml::Deserializer::from_str(&text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .filter(|value| !value.is_null())
+        .collect()
+}
+
+#[test]
+fn the_chart_passes_lint() {
+    succeed(helm().args(["lint", "--strict"]).arg(chart()));
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    for (value, complaint) in [
+        (
+            "operator.image.tga=dev",
+            "additional properties 'tga' not allowed",
+        ),
+        ("operator.replicas=0", "minimum: got 0, want 1"),
+        (
+            "broker.image.pullPolicy=Sometimes",
+            "value must be one of 'Always', 'IfNotPresent', 'Never'",
+        ),
+        ("watchNamespaces[0]=Team_A", "does not match pattern"),
+    ] {
+        let message = refuse(
+            helm()
+                .args(["template", "palisade", "--set", value])
+                .arg(chart()),
+        );
+        assert!(message.contains(complaint), "{value}: {message}");
+    }
+}
+
+#[test]
+fn no_rule_has_a_wildcard_or_leads_to_more_rights() {
+    for arguments in [vec![], vec!["--set", "watchNamespaces={one,two}"]] {
+        let objects = rendered(&arguments);
+        let mut rules = 0;
+        for object in &objects {
+            for rule in object["rules"].as_array().into_iter().flatten() {
+                rules += 1;
+                let listed = |key: &str| -> Vec<String> {
+                    serde_json::from_value(rule[key].clone()).unwrap()
+                };
+                for field in ["apiGroups", "resources", "verbs"] {
+                    assert!(
+                        !listed(field).iter().any(|value| value.contains('*')),
+                        "{rule}"
+                    );
+                }
+                for verb in [
+                    "escalate",
+                    "bind",
+                    "impersonate",
+                    "deletecollection",
+                    "approve",
+                ] {
+                    assert!(!listed("verbs").contains(&verb.to_owned()), "{rule}");
+                }
+                for resource in [
+                    "pods/exec",
+                    "pods/attach",
+                    "serviceaccounts/token",
+                    "roles",
+                    "clusterroles",
+                    "nodes",
+                    "nodes/proxy",
+                ] {
+                    assert!(
+                        !listed("resources").contains(&resource.to_owned()),
+                        "{rule}"
+                    );
+                }
+            }
+            assert_ne!(object["roleRef"]["name"], "cluster-admin");
+        }
+        assert!(rules > 10, "{rules} rules");
+    }
+}
+
+#[test]
+fn serving_some_namespaces_gives_no_rights_in_the_whole_cluster() {
+    let objects = rendered(&[
+        "--set",
+        "watchNamespaces={one,two}",
+        "--set",
+        "rbac.aggregate=false",
+    ]);
+    let kinds: Vec<&str> = objects
+        .iter()
+        .filter_map(|object| object["kind"].as_str())
+        .collect();
+    assert!(
+        !kinds.contains(&"ClusterRole") && !kinds.contains(&"ClusterRoleBinding"),
+        "{kinds:?}"
+    );
+    let deployment = objects
+        .iter()
+        .find(|object| object["kind"] == "Deployment")
+        .unwrap();
+    let environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+        .as_array()
+        .unwrap();
+    assert!(
+        environment.contains(&json!({"name": "PALISADE_WATCH_NAMESPACES", "value": "one,two"})),
+        "{environment:?}"
+    );
+}
+
+/// The chart as an older version of it was: one definition without its last column.
+fn older_chart(directory: &Path) -> PathBuf {
+    let older = directory.join("palisade");
+    succeed(Command::new("cp").arg("-r").arg(chart()).arg(&older));
+    let path = older.join("templates/crds/topics.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("    - ktopic\n"));
+    fs::write(&path, text.replace("    - ktopic\n", "    - kt\n")).unwrap();
+    older
+}
+
+#[test]
+fn definitions_are_upgraded_with_the_release_and_outlive_it() {
+    let server = ApiServer::start().expect("a real API server");
+    let directory = tempfile::tempdir().unwrap();
+    let short_names = || {
+        succeed(server.kubectl().args([
+            "get",
+            "crd",
+            "topics.palisade.dev",
+            "-o",
+            "jsonpath={.spec.names.shortNames}",
+        ]))
+    };
+    let place = ["--namespace", "palisade-system"];
+
+    succeed(
+        helm_on(&server)
+            .args(["install", "palisade", "--create-namespace"])
+            .args(place)
+            .arg(older_chart(directory.path())),
+    );
+    assert_eq!(short_names(), r#"["kt"]"#);
+    let notes = succeed(
+        helm_on(&server)
+            .args(["upgrade", "palisade"])
+            .args(place)
+            .arg(chart()),
+    );
+    assert_eq!(short_names(), r#"["ktopic"]"#);
+    assert!(
+        notes.contains("rollout status deployment/palisade"),
+        "{notes}"
+    );
+
+    succeed(server.kubectl().args([
+        "wait",
+        "--for=condition=Established",
+        "crd/topics.palisade.dev",
+        "--timeout=30s",
+    ]));
+    let topic = directory.path().join("topic.json");
+    let object = json!({
+        "apiVersion": "palisade.dev/v1alpha1", "kind": "Topic", "metadata": {"name": "kept", "namespace": "default"},
+        "spec": {"clusterRef": {"name": "events"}},
+    });
+    fs::write(&topic, object.to_string()).unwrap();
+    succeed(
+        server
+            .kubectl()
+            .args(["apply", "--server-side", "-f"])
+            .arg(&topic),
+    );
+    succeed(helm_on(&server).args(["uninstall", "palisade"]).args(place));
+    assert_eq!(
+        succeed(
+            server
+                .kubectl()
+                .args(["get", "topics.palisade.dev", "kept", "-o", "name"])
+        ),
+        "topic.palisade.dev/kept\n"
+    );
+    let left = succeed(server.kubectl().args([
+        "get",
+        "clusterroles,clusterrolebindings",
+        "-l",
+        "app.kubernetes.io/instance=palisade",
+        "-o",
+        "name",
+    ]));
+    assert_eq!(left, "", "the release left rights behind");
+}
+
+/// Whether the operator's account may do something, as the API server sees it. `resource` is `type`, `type/name` or `type:subresource`.
+fn may(server: &ApiServer, namespace: &str, verb: &str, resource: &str) -> bool {
+    let (resource, subresource) = resource.split_once(':').unwrap_or((resource, ""));
+    let output = server
+        .kubectl()
+        .args([
+            "--namespace",
+            namespace,
+            "--as",
+            "system:serviceaccount:palisade-system:palisade",
+        ])
+        .args([
+            "auth",
+            "can-i",
+            verb,
+            resource,
+            "--subresource",
+            subresource,
+        ])
+        .output()
+        .unwrap();
+    match String::from_utf8_lossy(&output.stdout).trim() {
+        "yes" => true,
+        "no" => false,
+        other => panic!(
+            "can-i {verb} {resource}: {other} {}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
+    }
+}
+
+const NEEDED: [(&str, &str); 16] = [
+    ("list", "secureclusters.palisade.dev"),
+    ("patch", "users.palisade.dev"),
+    ("patch", "acls.palisade.dev:status"),
+    ("update", "certrotations.palisade.dev:finalizers"),
+    ("create", "secrets"),
+    ("watch", "secrets"),
+    ("create", "configmaps"),
+    ("patch", "services"),
+    ("create", "serviceaccounts"),
+    ("create", "statefulsets.apps"),
+    ("delete", "networkpolicies.networking.k8s.io"),
+    ("patch", "poddisruptionbudgets.policy"),
+    ("patch", "pods"),
+    ("delete", "persistentvolumeclaims"),
+    ("get", "namespaces"),
+    ("create", "events.events.k8s.io"),
+];
+
+const WITHHELD: [(&str, &str); 9] = [
+    ("create", "pods"),
+    ("delete", "pods"),
+    ("create", "pods:exec"),
+    ("create", "serviceaccounts:token"),
+    ("create", "roles.rbac.authorization.k8s.io"),
+    ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
+    ("delete", "namespaces"),
+    ("delete", "secureclusters.palisade.dev"),
+    ("get", "nodes"),
+];
+
+#[test]
+fn the_account_may_do_what_it_needs_and_nothing_else() {
+    let server = ApiServer::start().expect("a real API server");
+    let install = |release: &str, arguments: &[&str]| {
+        succeed(
+            helm_on(&server)
+                .args([
+                    "upgrade",
+                    "--install",
+                    release,
+                    "--create-namespace",
+                    "--namespace",
+                    "palisade-system",
+                ])
+                .args(arguments)
+                .arg(chart()),
+        )
+    };
+    for namespace in ["one", "two"] {
+        succeed(server.kubectl().args(["create", "namespace", namespace]));
+    }
+
+    install("palisade", &[]);
+    for (verb, resource) in NEEDED {
+        assert!(
+            may(&server, "one", verb, resource),
+            "may not {verb} {resource}"
+        );
+    }
+    for (verb, resource) in WITHHELD {
+        assert!(
+            !may(&server, "one", verb, resource),
+            "may {verb} {resource}"
+        );
+    }
+    assert!(may(
+        &server,
+        "palisade-system",
+        "update",
+        "leases.coordination.k8s.io/palisade-operator"
+    ));
+    assert!(!may(
+        &server,
+        "palisade-system",
+        "update",
+        "leases.coordination.k8s.io/another"
+    ));
+    assert!(!may(
+        &server,
+        "kube-system",
+        "update",
+        "leases.coordination.k8s.io/palisade-operator"
+    ));
+
+    install("palisade", &["--set", "watchNamespaces={one}"]);
+    for (verb, resource) in NEEDED {
+        assert!(
+            may(&server, "one", verb, resource),
+            "may not {verb} {resource} in the namespace it serves"
+        );
+        assert!(
+            !may(&server, "two", verb, resource),
+            "may {verb} {resource} in a namespace it does not serve"
+        );
+    }
+}
+
+#[test]
+fn the_operators_pod_is_admitted_where_pod_security_is_restricted() {
+    let server = ApiServer::start().expect("a real API server");
+    succeed(
+        server
+            .kubectl()
+            .args(["create", "namespace", "palisade-system"]),
+    );
+    succeed(server.kubectl().args([
+        "label",
+        "namespace",
+        "palisade-system",
+        "pod-security.kubernetes.io/enforce=restricted",
+    ]));
+    succeed(
+        helm_on(&server)
+            .args(["install", "palisade", "--namespace", "palisade-system"])
+            .arg(chart()),
+    );
+    let deployment: Value = serde_json::from_str(&succeed(server.kubectl().args([
+        "--namespace",
+        "palisade-system",
+        "get",
+        "deployment",
+        "palisade",
+        "-o",
+        "json",
+    ])))
+    .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let pod = |name: &str, spec: &Value| {
+        let path = directory.path().join(name);
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod", "spec": spec,
+            "metadata": {"name": name, "namespace": "palisade-system", "labels": deployment["spec"]["template"]["metadata"]["labels"]},
+        });
+        fs::write(&path, object.to_string()).unwrap();
+        path
+    };
+    let mut spec = deployment["spec"]["template"]["spec"].clone();
+    succeed(
+        server
+            .kubectl()
+            .args(["create", "--dry-run=server", "-f"])
+            .arg(pod("operator", &spec)),
+    );
+    // The admission really looks.
+    spec["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+    let message = refuse(
+        server
+            .kubectl()
+            .args(["create", "--dry-run=server", "-f"])
+            .arg(pod("loose", &spec)),
+    );
+    assert!(
+        message.contains("violates PodSecurity \"restricted"),
+        "{message}"
+    );
+}
