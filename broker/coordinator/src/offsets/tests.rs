@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
+use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
 
@@ -161,7 +161,6 @@ fn any_command() -> impl Strategy<Value = OffsetCommand> {
             ..offset(position, committed_at)
         },
     );
-    let many = proptest::collection::vec;
     prop_oneof![
         4 => (group, many((at.clone(), value), 0..4))
             .prop_map(|(group, offsets)| OffsetCommand::Commit { group, offsets }),
