@@ -39,12 +39,13 @@ impl DataPlane {
         let mut records = Vec::new();
         let mut from = offset;
         while from < end && (records.is_empty() || records.len() < max_bytes) {
-            let next = located.read_some(
-                &partition,
-                from,
-                max_bytes.saturating_sub(records.len()),
-                &mut records,
-            )?;
+            let left = max_bytes.saturating_sub(records.len());
+            let next = match located.read_some(&partition, from, left, &mut records) {
+                Ok(next) => next,
+                // What lies before the trouble is good: the next fetch begins at it.
+                Err(_) if !records.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             // Full, or nothing more.
             if next <= from || records.len() >= max_bytes {
                 break;

@@ -41,6 +41,9 @@ impl DataPlane {
                 return true;
             };
             let Some(partition) = located.partition() else {
+                if *offset != Offset::ZERO {
+                    return true;
+                }
                 continue;
             };
             if *offset > partition.log.end_offset() || *offset < partition.log.start_offset() {

@@ -1,0 +1,9 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bench;
+mod crashes;
+mod disk;
+mod idempotence;
+mod lifecycle;
+mod produce_fetch;
+mod recovery_time;
