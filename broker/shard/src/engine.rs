@@ -31,9 +31,13 @@ pub(crate) struct Shared<S> {
     /// Term of the last applied entry.
     pub(crate) term: watch::Sender<u64>,
     pub(crate) log: LogStore,
+    /// Whose turn it is with the state machine, the engine's or a checkpoint's: waiting for a checkpoint's disk must not hold a thread of the runtime.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 pub(crate) struct Applied<S> {
+    /// Applying an entry panicked: what is in memory may be half of a change, and must not become a checkpoint.
+    pub(crate) broken: bool,
     pub(crate) machine: S,
     pub(crate) at: Option<LogId>,
     pub(crate) membership: StoredMembership,
@@ -42,6 +46,9 @@ pub(crate) struct Applied<S> {
 impl<S: StateMachine> Shared<S> {
     pub(crate) fn write_checkpoint(&self) -> Result<Option<LogId>, CheckpointError> {
         let mut state = self.state.lock();
+        if state.broken {
+            return Err(CheckpointError::Stopped);
+        }
         let Some(at) = state.at else {
             return Ok(None);
         };
@@ -79,6 +86,7 @@ impl<S: StateMachine> Shared<S> {
                 None
             }
         }));
+        state.broken |= result.is_err();
         let response = result.map_err(|_| {
             tracing::error!(shard = %self.shard, index = at.index, term = at.term, "applying an entry panicked; the shard stops");
             io::Error::other(format!("applying entry {} panicked", at.index))
@@ -131,6 +139,7 @@ impl<S: StateMachine> RaftStateMachine<Types<S::Response>> for Machine<S> {
     where
         Strm: Stream<Item = io::Result<EntryResponder<Types<S::Response>>>> + Unpin + Send,
     {
+        let _turn = self.shared.turn.lock().await;
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
             let response = self.shared.apply(id, entry.payload)?;

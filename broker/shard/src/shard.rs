@@ -111,6 +111,7 @@ impl<S: StateMachine> Shard<S> {
         let shared = Arc::new(Shared {
             shard,
             state: Mutex::new(Applied {
+                broken: false,
                 machine,
                 at: applied,
                 membership: membership.clone(),
@@ -118,6 +119,7 @@ impl<S: StateMachine> Shard<S> {
             checkpoint: Mutex::new(applied.map(|at| (at, membership))),
             term: watch::channel(0).0,
             log: log.clone(),
+            turn: Arc::default(),
         });
         let stopped = |reason: String| ShardError::Raft { shard, reason };
         let raft = Raft::new(
@@ -256,9 +258,13 @@ impl<S: StateMachine> Shard<S> {
     pub async fn checkpoint(&self) -> Result<LogPosition, CheckpointError> {
         let _one = self.checkpointing.lock().await;
         let shared = Arc::clone(&self.shared);
-        let at = tokio::task::spawn_blocking(move || shared.write_checkpoint())
-            .await
-            .map_err(|error| CheckpointError::Write(error.to_string()))??;
+        let turn = Arc::clone(&shared.turn).lock_owned().await;
+        let at = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            shared.write_checkpoint()
+        })
+        .await
+        .map_err(|error| CheckpointError::Write(error.to_string()))??;
         let Some(at) = at else {
             return Ok(LogPosition { term: 0, index: 0 });
         };

@@ -261,4 +261,8 @@ async fn a_panic_while_applying_stops_the_shard_and_answers_nobody() {
     .await
     .unwrap()
     .unwrap();
+    assert!(
+        matches!(shard.checkpoint().await, Err(CheckpointError::Stopped)),
+        "half of a change must not become a checkpoint"
+    );
 }
