@@ -13,6 +13,7 @@ mod command;
 pub mod config;
 mod error;
 mod image;
+mod machine;
 pub mod topic_name;
 
 pub use command::{
@@ -21,3 +22,4 @@ pub use command::{
 pub use config::{CleanupPolicy, TimestampType, TopicSettings};
 pub use error::MetadataError;
 pub use image::{BrokerRegistration, Cluster, Image, ScramUsers, Topic, Topics};
+pub use machine::{MetadataMachine, OpenError};

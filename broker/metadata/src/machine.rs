@@ -1,0 +1,233 @@
+//! The image as the state machine of shard 0: applied entries change it, readers follow it, a checkpoint makes it durable.
+//!
+//! The checkpoint is one sealed file, replaced whole:
+//!
+//! ```text
+//! header      of FileKeys: magic `PALIMET1`, wrapped key, MAC
+//! nonce   12
+//! sealed      format u8 | term u64 | index u64 | image (Image::encode)      integers are big-endian
+//! tag     16
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use palisade_seal::{
+    FileKeys, FileKind, HEADER_LIMIT, NONCE_LEN, SealError, create_private, write_atomically,
+};
+use palisade_shard::{CheckpointError, Command, LogPosition, StateMachine};
+use tokio::sync::watch;
+
+use crate::{Image, MetadataError, MetadataResponse};
+
+const KIND: FileKind = FileKind(*b"PALIMET1");
+const CONTEXT: &[u8] = b"metadata checkpoint v1";
+const FORMAT: u8 = 1;
+const FILE: &str = "checkpoint";
+const MODE: u32 = 0o600;
+/// Longest checkpoint that is read: what a cluster at all its limits needs, with room to spare.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// Why the metadata cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The directory or file cannot be read.
+    #[error("cannot read the metadata checkpoint `{}`: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The key is missing or wrong, or the file is damaged.
+    #[error("cannot open the metadata checkpoint `{}`: {source}", file.display())]
+    Seal {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        source: SealError,
+    },
+    /// What was sealed is no checkpoint.
+    #[error("the metadata checkpoint `{}` is not usable: {reason}", file.display())]
+    Content {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// The state machine of shard 0.
+#[derive(Debug)]
+pub struct MetadataMachine {
+    image: Image,
+    applied: Option<LogPosition>,
+    /// What the file on disk covers.
+    durable: Option<LogPosition>,
+    file: PathBuf,
+    keys: Arc<FileKeys>,
+    published: watch::Sender<Arc<Image>>,
+}
+
+impl MetadataMachine {
+    /// Opens the checkpoint in `directory` (made when absent), or begins empty; the receiver follows the image from then on.
+    ///
+    /// # Errors
+    /// [`OpenError`] with the file and what is wrong with it. A damaged checkpoint is never taken for an empty cluster.
+    pub fn open(
+        directory: impl AsRef<Path>,
+        keys: Arc<FileKeys>,
+    ) -> Result<(Self, watch::Receiver<Arc<Image>>), OpenError> {
+        let file = directory.as_ref().join(FILE);
+        create_private(directory.as_ref()).map_err(|source| OpenError::Io {
+            file: file.clone(),
+            source,
+        })?;
+        let (applied, image) = match read(&file)? {
+            Some(bytes) => {
+                let (position, image) = unseal(&file, &keys, &bytes)?;
+                (Some(position), image)
+            }
+            None => (None, Image::new()),
+        };
+        let (published, receiver) = watch::channel(Arc::new(image.clone()));
+        let machine = Self {
+            image,
+            applied,
+            durable: applied,
+            file,
+            keys,
+            published,
+        };
+        Ok((machine, receiver))
+    }
+
+    /// The image now.
+    #[must_use]
+    pub const fn image(&self) -> &Image {
+        &self.image
+    }
+
+    fn seal(&self, at: LogPosition) -> Result<Vec<u8>, String> {
+        let mut body = vec![FORMAT];
+        body.extend_from_slice(&at.term.to_be_bytes());
+        body.extend_from_slice(&at.index.to_be_bytes());
+        body.extend(self.image.encode().map_err(|error| error.to_string())?);
+        let sealed = |error: SealError| error.to_string();
+        let (key, mut bytes) = self.keys.create(KIND, CONTEXT).map_err(sealed)?;
+        let (nonce, tag) = key
+            .sealer()
+            .and_then(|mut sealer| sealer.seal(CONTEXT, &mut body))
+            .map_err(sealed)?;
+        bytes.extend_from_slice(&nonce);
+        bytes.append(&mut body);
+        bytes.extend_from_slice(&tag);
+        Ok(bytes)
+    }
+}
+
+impl StateMachine for MetadataMachine {
+    type Response = Result<MetadataResponse, MetadataError>;
+
+    fn apply(&mut self, at: LogPosition, command: Command) -> Self::Response {
+        self.applied = Some(at);
+        let outcome = if command.payload.is_empty() {
+            self.image.apply_entry(&command.meta)
+        } else {
+            Err(MetadataError::Malformed(
+                "a metadata command has no payload".to_owned(),
+            ))
+        };
+        match &outcome {
+            Ok(_) => {
+                self.published.send_replace(Arc::new(self.image.clone()));
+            }
+            Err(error @ (MetadataError::Malformed(_) | MetadataError::Format(_))) => {
+                tracing::error!(index = at.index, %error, "skipped an entry of the metadata log");
+            }
+            Err(error) => tracing::debug!(index = at.index, %error, "refused a metadata command"),
+        }
+        outcome
+    }
+
+    fn blank(&mut self, at: LogPosition) {
+        self.applied = Some(at);
+    }
+
+    fn applied(&self) -> Option<LogPosition> {
+        self.applied
+    }
+
+    fn checkpoint(&mut self) -> Result<LogPosition, CheckpointError> {
+        let at = self.applied.ok_or_else(|| {
+            CheckpointError::Write("nothing has been applied to the metadata yet".to_owned())
+        })?;
+        if self.durable != Some(at) {
+            let file = self.file.display();
+            let bytes = self
+                .seal(at)
+                .map_err(|reason| CheckpointError::Write(format!("`{file}`: {reason}")))?;
+            write_atomically(&self.file, &bytes, MODE)
+                .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))?;
+            self.durable = Some(at);
+        }
+        Ok(at)
+    }
+}
+
+fn read(file: &Path) -> Result<Option<Vec<u8>>, OpenError> {
+    let failed = |source| OpenError::Io {
+        file: file.to_owned(),
+        source,
+    };
+    match fs::metadata(file) {
+        Ok(found) if found.len() > MAX_FILE_BYTES => Err(OpenError::Content {
+            file: file.to_owned(),
+            reason: format!(
+                "{} bytes, at most {MAX_FILE_BYTES} are written",
+                found.len()
+            ),
+        }),
+        Ok(_) => fs::read(file).map(Some).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn unseal(file: &Path, keys: &FileKeys, bytes: &[u8]) -> Result<(LogPosition, Image), OpenError> {
+    let seal = |source| OpenError::Seal {
+        file: file.to_owned(),
+        source,
+    };
+    let content = |reason: &str| OpenError::Content {
+        file: file.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let header = bytes.get(..HEADER_LIMIT).unwrap_or(bytes);
+    let (key, header_len) = keys.open(KIND, CONTEXT, header).map_err(seal)?;
+    let (nonce, sealed) = bytes
+        .get(header_len..)
+        .and_then(|rest| rest.split_first_chunk::<NONCE_LEN>())
+        .ok_or_else(|| content("it ends within its header"))?;
+    let body = key.open(*nonce, CONTEXT, sealed).map_err(seal)?;
+    let short = || content("it is shorter than a position");
+    let (format, rest) = body.split_first().ok_or_else(short)?;
+    if *format != FORMAT {
+        return Err(content("it was written by a newer version of the broker"));
+    }
+    let (term, rest) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    let (index, image) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    let position = LogPosition {
+        term: u64::from_be_bytes(*term),
+        index: u64::from_be_bytes(*index),
+    };
+    let image = Image::decode(image).map_err(|error| content(&error.to_string()))?;
+    Ok((position, image))
+}
+
+#[cfg(test)]
+mod tests;
