@@ -9,8 +9,6 @@ const MAX_LONG_TEXT: &str = "9223372036854775807";
 const NO_BROKER_COMPRESSION: &str =
     "batches are stored as the producer compressed them, since they are sealed whole";
 const NO_TIERED_STORAGE: &str = "there is no tiered storage";
-const ALWAYS_FLUSHED: &str =
-    "every batch is on the disks of a majority (fdatasync) before it is acknowledged";
 const NO_INDEX_FILES: &str = "segments are preallocated and indexed by the sealed log itself";
 const NO_UNCLEAN_LEADERS: &str = "only a replica with every acknowledged record can lead";
 const NO_THROTTLED_REPLICAS: &str =
@@ -41,14 +39,6 @@ pub const TOPIC_CONFIGS: &[ConfigDefinition] = &[
         "What happens to old segments: `delete` by retention time and size, `compact` keeps the last record of each key."
     ),
     config!(
-        "compression.type",
-        Some("compression.type"),
-        String,
-        Allowed::Fixed(NO_BROKER_COMPRESSION),
-        "producer",
-        "The compression of stored batches: the producer's."
-    ),
-    config!(
         "compression.gzip.level",
         None,
         Int,
@@ -63,6 +53,14 @@ pub const TOPIC_CONFIGS: &[ConfigDefinition] = &[
         Allowed::Fixed(NO_BROKER_COMPRESSION),
         "9",
         "Unused: the broker does not compress."
+    ),
+    config!(
+        "compression.type",
+        Some("compression.type"),
+        String,
+        Allowed::Fixed(NO_BROKER_COMPRESSION),
+        "producer",
+        "The compression of stored batches: the producer's."
     ),
     config!(
         "compression.zstd.level",
@@ -88,19 +86,11 @@ pub const TOPIC_CONFIGS: &[ConfigDefinition] = &[
         "60000",
         "How long a deleted segment's file may stay, in milliseconds; the broker removes it sooner."
     ),
-    config!(
-        "flush.messages",
-        None,
-        Long,
-        Allowed::Fixed(ALWAYS_FLUSHED),
+    config!("flush.messages", None, Long, Allowed::Integer(1, MAX_LONG), MAX_LONG_TEXT, "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."),
         MAX_LONG_TEXT,
         "Unused: every batch is flushed."
     ),
-    config!(
-        "flush.ms",
-        None,
-        Long,
-        Allowed::Fixed(ALWAYS_FLUSHED),
+    config!("flush.ms", None, Long, Allowed::Integer(0, MAX_LONG), MAX_LONG_TEXT, "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."),
         MAX_LONG_TEXT,
         "Unused: every batch is flushed."
     ),

@@ -1,1 +1,138 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
 
+use palisade_seal::DirectoryProvider;
+
+use super::*;
+use crate::MetadataCommand;
+
+fn keys(directory: &Path) -> Arc<FileKeys> {
+    let path = directory.join("kek");
+    let provider = if path.exists() {
+        DirectoryProvider::load(&path)
+    } else {
+        DirectoryProvider::create(&path)
+    };
+    Arc::new(FileKeys::new(Arc::new(provider.unwrap())))
+}
+
+fn open(directory: &Path) -> Result<(MetadataMachine, watch::Receiver<Arc<Image>>), OpenError> {
+    MetadataMachine::open(directory.join("metadata"), keys(directory))
+}
+
+const fn at(index: u64) -> LogPosition {
+    LogPosition { term: 3, index }
+}
+
+fn bootstrap() -> Command {
+    let command = MetadataCommand::Bootstrap {
+        cluster_id: "marker-cluster".to_owned(),
+        data_shards: 4,
+    };
+    Command::new(command.encode().unwrap(), Vec::new())
+}
+
+#[test]
+fn a_checkpoint_brings_back_the_image_and_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, follower) = open(directory.path()).unwrap();
+    assert_eq!(machine.applied(), None);
+    machine.blank(at(1));
+    machine.apply(at(2), bootstrap()).unwrap();
+    assert_eq!(follower.borrow().version, 1);
+    assert_eq!(machine.checkpoint().unwrap(), at(2));
+    // What is applied after the checkpoint comes again from the log.
+    machine.blank(at(3));
+    let before = machine.image().clone();
+    drop(machine);
+    let (machine, follower) = open(directory.path()).unwrap();
+    assert_eq!(machine.applied(), Some(at(2)));
+    assert_eq!(*machine.image(), before);
+    assert_eq!(**follower.borrow(), before);
+}
+
+#[test]
+fn the_checkpoint_shows_nothing_of_its_content() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    machine.apply(at(1), bootstrap()).unwrap();
+    machine.checkpoint().unwrap();
+    let bytes = fs::read(directory.path().join("metadata/checkpoint")).unwrap();
+    let marker = b"marker-cluster";
+    assert!(!bytes.windows(marker.len()).any(|window| window == marker));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_an_error_with_the_file_name_at_every_byte() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    machine.apply(at(1), bootstrap()).unwrap();
+    machine.checkpoint().unwrap();
+    let file = directory.path().join("metadata/checkpoint");
+    let intact = fs::read(&file).unwrap();
+    for position in 0..intact.len() {
+        let mut damaged = intact.clone();
+        damaged[position] ^= 1;
+        fs::write(&file, &damaged).unwrap();
+        let error = open(directory.path()).map(drop).unwrap_err().to_string();
+        assert!(error.contains("metadata/checkpoint"), "{error}");
+    }
+    for length in 0..intact.len() {
+        fs::write(&file, &intact[..length]).unwrap();
+        assert!(
+            open(directory.path()).is_err(),
+            "{length} bytes were taken for a checkpoint"
+        );
+    }
+    fs::write(&file, &intact).unwrap();
+    assert!(open(directory.path()).is_ok());
+}
+
+#[test]
+fn another_key_does_not_open_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    machine.apply(at(1), bootstrap()).unwrap();
+    machine.checkpoint().unwrap();
+    fs::remove_dir_all(directory.path().join("kek")).unwrap();
+    assert!(matches!(
+        open(directory.path()),
+        Err(OpenError::Seal { .. })
+    ));
+}
+
+#[test]
+fn entries_that_are_no_commands_are_refused_and_the_machine_goes_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, follower) = open(directory.path()).unwrap();
+    for (index, meta) in [vec![], vec![99, 1], vec![1, 200], vec![1]]
+        .into_iter()
+        .enumerate()
+    {
+        let outcome = machine.apply(at(index as u64), Command::new(meta, Vec::new()));
+        assert!(matches!(
+            outcome,
+            Err(MetadataError::Malformed(_) | MetadataError::Format(99))
+        ));
+    }
+    let with_payload = Command::new(bootstrap().meta, vec![1]);
+    assert!(machine.apply(at(5), with_payload).is_err());
+    assert_eq!(*machine.image(), Image::new());
+    assert_eq!(follower.borrow().version, 0);
+    machine.apply(at(6), bootstrap()).unwrap();
+    assert_eq!(machine.applied(), Some(at(6)));
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_says_so_and_can_be_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    let nothing = machine.checkpoint().unwrap_err().to_string();
+    assert!(nothing.contains("nothing has been applied"), "{nothing}");
+    machine.apply(at(1), bootstrap()).unwrap();
+    let metadata = directory.path().join("metadata");
+    fs::remove_dir_all(&metadata).unwrap();
+    let error = machine.checkpoint().unwrap_err().to_string();
+    assert!(error.contains("metadata/checkpoint"), "{error}");
+    fs::create_dir(&metadata).unwrap();
+    assert_eq!(machine.checkpoint().unwrap(), at(1));
+}
