@@ -82,7 +82,10 @@ pub(crate) struct Metrics {
     pub(crate) quarantined_files: Gauge,
     pub(crate) topics: Gauge,
     pub(crate) partitions: Gauge,
-    pub(crate) wal_fsync_seconds: Histogram,
+    pub(crate) wal_syncs: Counter,
+    pub(crate) wal_bytes: Counter,
+    pub(crate) wal_sync_microseconds: Counter,
+    pub(crate) wal_files: Gauge,
     pub(crate) config_reload_failures: Counter,
 }
 
@@ -113,7 +116,10 @@ impl Metrics {
             quarantined_files: Gauge::default(),
             topics: Gauge::default(),
             partitions: Gauge::default(),
-            wal_fsync_seconds: seconds(),
+            wal_syncs: Counter::default(),
+            wal_bytes: Counter::default(),
+            wal_sync_microseconds: Counter::default(),
+            wal_files: Gauge::default(),
             config_reload_failures: Counter::default(),
         };
         metrics.register();
@@ -215,9 +221,24 @@ impl Metrics {
             self.partitions.clone(),
         );
         r.register(
-            "wal_fsync_seconds",
-            "Time of one write and fdatasync of the write-ahead log",
-            self.wal_fsync_seconds.clone(),
+            "wal_syncs",
+            "Calls of fdatasync for records of the write-ahead log",
+            self.wal_syncs.clone(),
+        );
+        r.register(
+            "wal_bytes",
+            "Bytes written to the write-ahead log",
+            self.wal_bytes.clone(),
+        );
+        r.register(
+            "wal_sync_microseconds",
+            "Time in fdatasync of the write-ahead log",
+            self.wal_sync_microseconds.clone(),
+        );
+        r.register(
+            "wal_files",
+            "Files of the write-ahead log that hold something needed",
+            self.wal_files.clone(),
         );
         r.register(
             "config_reload_failures",

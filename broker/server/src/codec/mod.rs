@@ -164,7 +164,7 @@ fn guarded<T>(decode: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
 ///
 /// # Errors
 /// [`CodecError::Encode`] when a field is set that this version has not.
-pub fn encode_response(
+pub(crate) fn encode_response(
     api: ApiKey,
     version: i16,
     correlation_id: i32,

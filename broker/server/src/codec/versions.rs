@@ -6,6 +6,7 @@ use kafka_protocol::messages::ApiKey;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Api {
     pub(crate) key: ApiKey,
+    pub(crate) name: &'static str,
     /// Lowest version that a request may have.
     pub(crate) accept_min: i16,
     /// Lowest version that ApiVersions names.
@@ -14,69 +15,75 @@ pub(crate) struct Api {
     pub(crate) max: i16,
 }
 
-const fn api(key: ApiKey, min: i16, max: i16) -> Api {
-    Api {
-        key,
-        accept_min: min,
-        advertise_min: min,
-        max,
-    }
+macro_rules! api {
+    ($key:ident, $min:literal, $max:literal) => {
+        api!($key, $min, $min, $max)
+    };
+    ($key:ident, $advertise_min:literal, $accept_min:literal, $max:literal) => {
+        Api {
+            key: ApiKey::$key,
+            name: stringify!($key),
+            accept_min: $accept_min,
+            advertise_min: $advertise_min,
+            max: $max,
+        }
+    };
 }
 
 /// Everything the broker serves, by API key.
 pub(crate) const SUPPORTED: &[Api] = &[
     // librdkafka drops compression silently when Produce 0 to 2 are not advertised; nobody sends them any more.
-    Api {
-        key: ApiKey::Produce,
-        accept_min: 3,
-        advertise_min: 0,
-        max: 13,
-    },
-    api(ApiKey::Fetch, 4, 18),
-    api(ApiKey::ListOffsets, 1, 10),
-    api(ApiKey::Metadata, 0, 13),
-    api(ApiKey::OffsetCommit, 2, 9),
-    api(ApiKey::OffsetFetch, 1, 9),
-    api(ApiKey::FindCoordinator, 0, 6),
-    api(ApiKey::JoinGroup, 0, 9),
-    api(ApiKey::Heartbeat, 0, 4),
-    api(ApiKey::LeaveGroup, 0, 5),
-    api(ApiKey::SyncGroup, 0, 5),
-    api(ApiKey::DescribeGroups, 0, 6),
-    api(ApiKey::ListGroups, 0, 5),
-    api(ApiKey::SaslHandshake, 0, 1),
-    api(ApiKey::ApiVersions, 0, 4),
-    api(ApiKey::CreateTopics, 2, 7),
-    api(ApiKey::DeleteTopics, 1, 6),
-    api(ApiKey::DeleteRecords, 0, 2),
-    api(ApiKey::InitProducerId, 0, 5),
-    api(ApiKey::OffsetForLeaderEpoch, 2, 4),
-    api(ApiKey::DescribeAcls, 1, 3),
-    api(ApiKey::CreateAcls, 1, 3),
-    api(ApiKey::DeleteAcls, 1, 3),
-    api(ApiKey::DescribeConfigs, 1, 4),
-    api(ApiKey::AlterConfigs, 0, 2),
-    api(ApiKey::DescribeLogDirs, 1, 4),
-    api(ApiKey::SaslAuthenticate, 0, 2),
-    api(ApiKey::CreatePartitions, 0, 3),
-    api(ApiKey::DeleteGroups, 0, 2),
-    api(ApiKey::ElectLeaders, 0, 2),
-    api(ApiKey::IncrementalAlterConfigs, 0, 1),
-    api(ApiKey::ListPartitionReassignments, 0, 0),
-    api(ApiKey::OffsetDelete, 0, 0),
-    api(ApiKey::DescribeClientQuotas, 0, 1),
-    api(ApiKey::AlterClientQuotas, 0, 1),
-    api(ApiKey::DescribeUserScramCredentials, 0, 0),
-    api(ApiKey::AlterUserScramCredentials, 0, 0),
-    api(ApiKey::DescribeCluster, 0, 2),
-    api(ApiKey::DescribeProducers, 0, 0),
-    api(ApiKey::ListConfigResources, 0, 1),
-    api(ApiKey::DescribeTopicPartitions, 0, 0),
+    api!(Produce, 0, 3, 13),
+    api!(Fetch, 4, 18),
+    api!(ListOffsets, 1, 10),
+    api!(Metadata, 0, 13),
+    api!(OffsetCommit, 2, 9),
+    api!(OffsetFetch, 1, 9),
+    api!(FindCoordinator, 0, 6),
+    api!(JoinGroup, 0, 9),
+    api!(Heartbeat, 0, 4),
+    api!(LeaveGroup, 0, 5),
+    api!(SyncGroup, 0, 5),
+    api!(DescribeGroups, 0, 6),
+    api!(ListGroups, 0, 5),
+    api!(SaslHandshake, 0, 1),
+    api!(ApiVersions, 0, 4),
+    api!(CreateTopics, 2, 7),
+    api!(DeleteTopics, 1, 6),
+    api!(DeleteRecords, 0, 2),
+    api!(InitProducerId, 0, 5),
+    api!(OffsetForLeaderEpoch, 2, 4),
+    api!(DescribeAcls, 1, 3),
+    api!(CreateAcls, 1, 3),
+    api!(DeleteAcls, 1, 3),
+    api!(DescribeConfigs, 1, 4),
+    api!(AlterConfigs, 0, 2),
+    api!(DescribeLogDirs, 1, 4),
+    api!(SaslAuthenticate, 0, 2),
+    api!(CreatePartitions, 0, 3),
+    api!(DeleteGroups, 0, 2),
+    api!(ElectLeaders, 0, 2),
+    api!(IncrementalAlterConfigs, 0, 1),
+    api!(ListPartitionReassignments, 0, 0),
+    api!(OffsetDelete, 0, 0),
+    api!(DescribeClientQuotas, 0, 1),
+    api!(AlterClientQuotas, 0, 1),
+    api!(DescribeUserScramCredentials, 0, 0),
+    api!(AlterUserScramCredentials, 0, 0),
+    api!(DescribeCluster, 0, 2),
+    api!(DescribeProducers, 0, 0),
+    api!(ListConfigResources, 0, 1),
+    api!(DescribeTopicPartitions, 0, 0),
 ];
 
 /// The entry of an API.
 pub(crate) fn supported(key: ApiKey) -> Option<&'static Api> {
     SUPPORTED.iter().find(|api| api.key == key)
+}
+
+/// The name of an API, for metrics and logs.
+pub(crate) fn name(key: ApiKey) -> &'static str {
+    supported(key).map_or("unsupported", |api| api.name)
 }
 
 #[cfg(test)]
@@ -89,8 +96,8 @@ mod tests {
             let valid = api.key.valid_versions();
             assert!(
                 valid.min <= api.accept_min && api.max <= valid.max,
-                "{:?}",
-                api.key
+                "{}",
+                api.name
             );
         }
     }

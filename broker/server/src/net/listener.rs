@@ -176,7 +176,6 @@ async fn admitted<A: Application>(
     if !wait.is_zero() {
         // As Kafka does: the client that connects too often is held and then closed, so that it cannot spin.
         refused(&listener, &shared, "connection_creation_rate");
-        shared.metrics.throttled("connection_creation_rate", wait);
         debug!(listener = %listener.name, %peer, ?wait, "connection throttled");
         tokio::select! {
             () = sleep(wait) => {}

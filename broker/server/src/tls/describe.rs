@@ -23,7 +23,7 @@ pub(crate) struct Leaf {
 
 impl Leaf {
     /// Reads a certificate's DER.
-    pub(super) fn parse(der: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|error| format!("not a certificate: {error}"))?;
         let validity = certificate.validity();
@@ -57,7 +57,8 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
-        drop(write!(text, "{byte:02x}"));
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
         text
     })
 }

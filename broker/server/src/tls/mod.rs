@@ -7,6 +7,5 @@ mod describe;
 mod endpoint;
 mod load;
 
-pub(crate) use describe::{Leaf, common_name, sha256_hex};
+pub(crate) use describe::{Leaf, common_name};
 pub(crate) use endpoint::Endpoint;
-pub(crate) use load::TlsError;

@@ -1,0 +1,148 @@
+//! What is asked about the cluster as a whole: DescribeCluster (60), DescribeLogDirs (35), ElectLeaders (43),
+//! ListPartitionReassignments (46).
+
+use std::collections::BTreeMap;
+
+use kafka_protocol::messages::{
+    DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
+    DescribeLogDirsResponse, ElectLeadersRequest, ElectLeadersResponse,
+    ListPartitionReassignmentsResponse, TopicName,
+    describe_cluster_response::DescribeClusterBroker,
+    describe_log_dirs_response::{
+        DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
+    },
+    elect_leaders_response::{PartitionResult, ReplicaElectionResult},
+};
+use palisade_log::PartitionIndex;
+use palisade_security::acl::Operation;
+
+use super::{Context, metadata::reachable};
+use crate::kafka_error::KafkaError;
+
+const ENDPOINT_BROKERS: i8 = 1;
+
+pub(crate) fn describe(ctx: &Context, request: &DescribeClusterRequest) -> DescribeClusterResponse {
+    if request.endpoint_type != ENDPOINT_BROKERS {
+        return DescribeClusterResponse::default()
+            .with_error_code(ctx.code(KafkaError::MismatchedEndpointType))
+            .with_error_message(Some(
+                "the endpoint is one of brokers, there are no separate controllers".into(),
+            ));
+    }
+    let brokers = reachable(ctx)
+        .map(|(id, host, port, rack)| {
+            DescribeClusterBroker::default()
+                .with_broker_id(id)
+                .with_host(host)
+                .with_port(port)
+                .with_rack(rack)
+        })
+        .collect();
+    let response = DescribeClusterResponse::default()
+        .with_cluster_id(ctx.broker.cluster_id.clone().into())
+        .with_controller_id(ctx.node())
+        .with_brokers(brokers);
+    if request.include_cluster_authorized_operations {
+        response.with_cluster_authorized_operations(ctx.cluster_operations())
+    } else {
+        response
+    }
+}
+
+pub(crate) fn log_dirs(ctx: &Context, request: &DescribeLogDirsRequest) -> DescribeLogDirsResponse {
+    if !ctx.allows_cluster(Operation::Describe) {
+        return DescribeLogDirsResponse::default()
+            .with_error_code(ctx.code(KafkaError::ClusterAuthorizationFailed));
+    }
+    let wanted = |name: &str, index: i32| match &request.topics {
+        None => true,
+        Some(topics) => topics
+            .iter()
+            .any(|topic| &**topic.topic == name && topic.partitions.contains(&index)),
+    };
+    let mut topics: BTreeMap<&str, Vec<DescribeLogDirsPartition>> = BTreeMap::new();
+    let mut total = 0;
+    for size in ctx.broker.data.log_sizes() {
+        let bytes = i64::try_from(size.bytes).unwrap_or(i64::MAX);
+        total += bytes;
+        let Some(topic) = ctx.image.topics.get(size.topic) else {
+            continue;
+        };
+        if wanted(&topic.name, size.partition.0) {
+            topics.entry(&topic.name).or_default().push(
+                DescribeLogDirsPartition::default()
+                    .with_partition_index(size.partition.0)
+                    .with_partition_size(bytes),
+            );
+        }
+    }
+    let topics = topics
+        .into_iter()
+        .map(|(name, partitions)| {
+            DescribeLogDirsTopic::default()
+                .with_name(TopicName(name.to_owned().into()))
+                .with_partitions(partitions)
+        })
+        .collect();
+    let dir = DescribeLogDirsResult::default()
+        .with_log_dir(ctx.broker.data_dir.clone().into())
+        .with_topics(topics)
+        .with_total_bytes(total);
+    DescribeLogDirsResponse::default().with_results(vec![dir])
+}
+
+/// Partitions are led by the leader of their shard, which shards elect for themselves: there is nothing to elect.
+pub(crate) fn elect_leaders(ctx: &Context, request: &ElectLeadersRequest) -> ElectLeadersResponse {
+    if !ctx.allows_cluster(Operation::Alter) {
+        let code = ctx.code(KafkaError::ClusterAuthorizationFailed);
+        let response = ElectLeadersResponse::default();
+        return if ctx.version >= 1 {
+            response.with_error_code(code)
+        } else {
+            response
+        };
+    }
+    let result = |topic: &str, index: i32| {
+        let known = ctx
+            .image
+            .topics
+            .by_name(topic)
+            .and_then(|topic| topic.shard(PartitionIndex(index)));
+        let error = match known {
+            Some(_) => KafkaError::ElectionNotNeeded,
+            None => KafkaError::UnknownTopicOrPartition,
+        };
+        PartitionResult::default()
+            .with_partition_id(index)
+            .with_error_code(error.code())
+            .with_error_message(Some(error.to_string().into()))
+    };
+    // Without a list every partition is meant, and Kafka leaves out those that need no election.
+    let results = request
+        .topic_partitions
+        .iter()
+        .flatten()
+        .map(|asked| {
+            ReplicaElectionResult::default()
+                .with_topic(asked.topic.clone())
+                .with_partition_result(
+                    asked
+                        .partitions
+                        .iter()
+                        .map(|index| result(&asked.topic, *index))
+                        .collect(),
+                )
+        })
+        .collect();
+    ElectLeadersResponse::default().with_replica_election_results(results)
+}
+
+/// Partitions stay in their shard, so no reassignment is ever under way.
+pub(crate) fn list_reassignments(ctx: &Context) -> ListPartitionReassignmentsResponse {
+    let response = ListPartitionReassignmentsResponse::default();
+    if ctx.allows_cluster(Operation::Describe) {
+        response
+    } else {
+        response.with_error_code(ctx.code(KafkaError::ClusterAuthorizationFailed))
+    }
+}

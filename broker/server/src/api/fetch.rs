@@ -1,0 +1,241 @@
+//! Fetch (1): reads batches, waiting for them if there are too few.
+//!
+//! There are no fetch sessions (KIP-227): the answer has session id 0, which tells the client to name all its partitions each time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::messages::{
+    BrokerId, FetchRequest, FetchResponse,
+    fetch_request::{FetchPartition, FetchTopic},
+    fetch_response::{FetchableTopicResponse, PartitionData},
+};
+use palisade_data::{Fetched, Isolation};
+use palisade_log::{Offset, PartitionIndex, TopicId};
+use palisade_metadata::Topic;
+use palisade_security::{
+    acl::{Operation, ResourceType},
+    quota::QuotaKey,
+};
+use tokio::time::Instant;
+
+use super::Context;
+use crate::kafka_error::{KafkaError, of_data};
+
+/// First version that names topics by id.
+const BY_ID: i16 = 13;
+/// Most record bytes of one answer, whatever the client asks for; Kafka's `fetch.max.bytes`.
+const MAX_ANSWER_BYTES: usize = 55 << 20;
+/// Longest wait, whatever the client asks for.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// A partition that is asked for, resolved once; the log is read again after every wait.
+struct Wanted {
+    partition: i32,
+    target: Result<Target, KafkaError>,
+}
+
+struct Target {
+    topic: TopicId,
+    index: PartitionIndex,
+    offset: Offset,
+    max_bytes: usize,
+}
+
+/// One pass over the partitions.
+struct Pass {
+    results: Vec<Result<Fetched, KafkaError>>,
+    bytes: usize,
+    failed: bool,
+}
+
+pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchResponse {
+    let follower = request.replica_id.0 >= 0 || request.replica_state.replica_id.0 >= 0;
+    if request.session_id != 0 {
+        return FetchResponse::default()
+            .with_error_code(ctx.code(KafkaError::FetchSessionIdNotFound));
+    }
+    let isolation = if request.isolation_level == 1 {
+        Isolation::ReadCommitted
+    } else {
+        Isolation::ReadUncommitted
+    };
+    let topics: Vec<(FetchTopic, Vec<Wanted>)> = request
+        .topics
+        .into_iter()
+        .map(|asked| {
+            let topic = if follower {
+                Err(KafkaError::TopicAuthorizationFailed)
+            } else {
+                find(ctx, &asked)
+            };
+            let wanted = asked
+                .partitions
+                .iter()
+                .map(|partition| Wanted {
+                    partition: partition.partition,
+                    target: topic.and_then(|topic| target(ctx, topic, partition)),
+                })
+                .collect();
+            (asked, wanted)
+        })
+        .collect();
+    let wanted: Vec<&Wanted> = topics.iter().flat_map(|(_, wanted)| wanted).collect();
+    let limit = usize::try_from(request.max_bytes)
+        .unwrap_or(0)
+        .clamp(1, MAX_ANSWER_BYTES);
+    let min_bytes = usize::try_from(request.min_bytes).unwrap_or(0).min(limit);
+    let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(MAX_WAIT);
+    let mut pass = read(ctx, &wanted, limit, isolation);
+    if !wait.is_zero() {
+        let deadline = Instant::now() + wait;
+        let positions: Vec<_> = wanted
+            .iter()
+            .filter_map(|wanted| wanted.target.as_ref().ok())
+            .map(|target| (target.topic, target.index, target.offset))
+            .collect();
+        while pass.bytes < min_bytes && !pass.failed && Instant::now() < deadline {
+            ctx.broker
+                .data
+                .wait_for_data(&positions, min_bytes, deadline)
+                .await;
+            pass = read(ctx, &wanted, limit, isolation);
+        }
+    }
+    if charge(ctx, pass.bytes) {
+        // The client has to wait before it may have this: Kafka answers it with nothing, and it asks again.
+        return FetchResponse::default();
+    }
+    ctx.broker.metrics.fetch_bytes.inc_by(pass.bytes as u64);
+    let mut results = pass.results.into_iter();
+    let responses = topics
+        .into_iter()
+        .map(|(asked, wanted)| {
+            let partitions = wanted
+                .iter()
+                .zip(results.by_ref())
+                .map(|(wanted, result)| answer(ctx, wanted.partition, result, isolation))
+                .collect();
+            FetchableTopicResponse::default()
+                .with_topic(asked.topic)
+                .with_topic_id(asked.topic_id)
+                .with_partitions(partitions)
+        })
+        .collect();
+    FetchResponse::default().with_responses(responses)
+}
+
+fn find<'a>(ctx: &'a Context, asked: &FetchTopic) -> Result<&'a Topic, KafkaError> {
+    if ctx.version < BY_ID {
+        return ctx
+            .topic(Operation::Read, &asked.topic)
+            .map(|topic| &**topic);
+    }
+    let topic = ctx
+        .image
+        .topics
+        .get(TopicId(asked.topic_id))
+        .ok_or(KafkaError::UnknownTopicId)?;
+    if ctx.allows(Operation::Read, ResourceType::Topic, &topic.name) {
+        Ok(topic)
+    } else {
+        Err(KafkaError::TopicAuthorizationFailed)
+    }
+}
+
+fn target(ctx: &Context, topic: &Topic, asked: &FetchPartition) -> Result<Target, KafkaError> {
+    let index = ctx.partition(topic, asked.partition)?;
+    ctx.check_epoch(topic, index, asked.current_leader_epoch)?;
+    Ok(Target {
+        topic: topic.id,
+        index,
+        offset: Offset(asked.fetch_offset),
+        max_bytes: usize::try_from(asked.partition_max_bytes).unwrap_or(0),
+    })
+}
+
+/// Reads each partition within the limits; a first batch larger than them is sent alone, so that a consumer gets on (KIP-74).
+fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -> Pass {
+    let mut pass = Pass {
+        results: Vec::with_capacity(wanted.len()),
+        bytes: 0,
+        failed: false,
+    };
+    for wanted in wanted {
+        let left = limit.saturating_sub(pass.bytes);
+        let result = match &wanted.target {
+            Err(error) => Err(*error),
+            Ok(target) => {
+                let room = if left == 0 {
+                    1
+                } else {
+                    target.max_bytes.min(left)
+                };
+                let fetched = ctx.broker.data.fetch(
+                    target.topic,
+                    target.index,
+                    target.offset,
+                    room,
+                    isolation,
+                );
+                fetched.map_err(|error| of_data(&error)).map(|mut fetched| {
+                    if pass.bytes > 0 && fetched.records.len() > left {
+                        fetched.records = Bytes::new();
+                    }
+                    fetched
+                })
+            }
+        };
+        match &result {
+            Ok(fetched) => pass.bytes += fetched.records.len(),
+            Err(_) => pass.failed = true,
+        }
+        pass.results.push(result);
+    }
+    pass
+}
+
+fn answer(
+    ctx: &Context,
+    partition: i32,
+    result: Result<Fetched, KafkaError>,
+    isolation: Isolation,
+) -> PartitionData {
+    let data = PartitionData::default()
+        .with_partition_index(partition)
+        .with_preferred_read_replica(BrokerId(-1));
+    match result {
+        Ok(fetched) => data
+            .with_high_watermark(fetched.high_watermark.0)
+            .with_last_stable_offset(fetched.last_stable_offset.0)
+            .with_log_start_offset(fetched.log_start_offset.0)
+            .with_aborted_transactions((isolation == Isolation::ReadCommitted).then(Vec::new))
+            .with_records(Some(fetched.records)),
+        Err(error) => data
+            .with_error_code(ctx.code(error))
+            .with_high_watermark(-1)
+            .with_last_stable_offset(-1)
+            .with_log_start_offset(-1)
+            .with_aborted_transactions(None)
+            .with_records(Some(Bytes::new())),
+    }
+}
+
+/// Meters the answer; true when the client has to wait first, and then nothing is counted.
+#[expect(clippy::cast_precision_loss, reason = "no answer has 2^52 bytes")]
+fn charge(ctx: &Context, bytes: usize) -> bool {
+    let Some(client) = ctx.client() else {
+        return false;
+    };
+    let (quotas, set, amount) = (&ctx.broker.quotas, &ctx.image.quotas, bytes as f64);
+    let wait = quotas.record(set, client, QuotaKey::ConsumerByteRate, amount);
+    if wait.is_zero() {
+        return false;
+    }
+    quotas.take_back(set, client, QuotaKey::ConsumerByteRate, amount);
+    ctx.broker
+        .metrics
+        .throttled(QuotaKey::ConsumerByteRate.as_str(), wait);
+    ctx.throttle(wait);
+    true
+}

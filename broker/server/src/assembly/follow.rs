@@ -1,0 +1,193 @@
+//! What a running broker follows: files that change under it, credentials that are withdrawn, and time.
+
+use std::{sync::Arc, time::Duration};
+
+use palisade_config::BrokerConfig;
+use palisade_coordinator::{group::TopicUse, offsets::OffsetCommand};
+use palisade_log::TopicId;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Plan, State, start::super_users};
+use crate::{api::offsets::now_ms, broker::Broker, session::Sessions};
+
+/// How often files are looked at: a mounted Secret is replaced by swapping a link, which raises no event that could be relied on.
+const FILES: Duration = Duration::from_millis(500);
+/// How often the metadata are checkpointed, when they have changed, and offsets looked through for ones that have expired.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// Offsets that a group does not use any more are kept so long; Kafka's `offsets.retention.minutes`.
+const OFFSET_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Follows the configuration, the TLS files and the keys.
+pub(super) async fn files(plan: Plan, state: Arc<State>, stopping: CancellationToken) {
+    let mut ticks = interval(FILES);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let (plan, state) = (plan.clone(), Arc::clone(&state));
+        // File systems can be slow, and the threads of the runtime are for clients.
+        let looked = tokio::task::spawn_blocking(move || {
+            for endpoint in state.endpoints.values() {
+                endpoint.refresh();
+            }
+            configuration(&plan, &state);
+            keys(&state);
+        });
+        if let Err(error) = looked.await {
+            warn!(%error, "looking at the configured files failed");
+        }
+    }
+}
+
+fn keys(state: &State) {
+    let problem = match state.provider.reload() {
+        Ok(changed) => {
+            if changed {
+                info!("loaded new key-encryption keys");
+            }
+            None
+        }
+        Err(error) => Some(format!(
+            "the key provider does not answer, the keys in memory stay in use: {error}"
+        )),
+    };
+    if state.config.set_key_problem(problem.clone())
+        && let Some(problem) = problem
+    {
+        warn!(problem, "keys cannot be reloaded");
+    }
+}
+
+/// Super users change while the broker runs; anything else needs a restart, and says so.
+fn configuration(plan: &Plan, state: &State) {
+    let refuse = |problem: String| {
+        if state.config.set_problem(Some(problem.clone())) {
+            state.broker.metrics.config_reload_failures.inc();
+            warn!(problem, "the changed configuration is not in effect");
+        }
+    };
+    let next = match plan.read() {
+        Ok(next) => next,
+        Err(error) => {
+            return refuse(format!(
+                "the configuration cannot be loaded, the old one stays in effect: {error}"
+            ));
+        }
+    };
+    let current = state.config.effective();
+    if next == *current {
+        state.config.set_problem(None);
+        return;
+    }
+    let reloadable = BrokerConfig {
+        version: next.version.clone(),
+        super_users: next.super_users.clone(),
+        ..(*current).clone()
+    };
+    if next != reloadable {
+        let version = &next.version;
+        return refuse(format!(
+            "configuration version `{version}` changes more than super users, which needs a restart"
+        ));
+    }
+    match super_users(&next, &plan.file) {
+        Ok(users) => {
+            state.broker.super_users.store(Arc::new(users));
+            info!(version = %next.version, super_users = ?next.super_users, "loaded a new configuration");
+            state.config.replace(next);
+        }
+        Err(error) => refuse(error.to_string()),
+    }
+}
+
+/// Ends the sessions of users whose credential is withdrawn.
+pub(super) async fn credentials(
+    broker: Arc<Broker>,
+    sessions: Arc<Sessions>,
+    stopping: CancellationToken,
+) {
+    let mut images = broker.images.clone();
+    let mut known = Arc::clone(&images.borrow_and_update().scram);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = images.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+        let scram = Arc::clone(&images.borrow_and_update().scram);
+        if !Arc::ptr_eq(&known, &scram) {
+            let ended = sessions.end_unless(|user, mechanism| scram.get(user, mechanism).is_some());
+            if ended > 0 {
+                info!(ended, "ended sessions whose credential was withdrawn");
+            }
+            known = scram;
+        }
+    }
+}
+
+/// Checkpoints the metadata and expires offsets.
+pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToken) {
+    let mut ticks = interval(HOUSEKEEPING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checkpointed = broker.image().version;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let version = broker.image().version;
+        if version != checkpointed {
+            match broker.metadata.checkpoint().await {
+                Ok(_) => checkpointed = version,
+                Err(error) => {
+                    warn!(%error, "cannot checkpoint the metadata; the write-ahead log keeps them")
+                }
+            }
+        }
+        expire_offsets(&broker).await;
+    }
+}
+
+async fn expire_offsets(broker: &Broker) {
+    let image = broker.image();
+    let now = now_ms();
+    let retention = i64::try_from(OFFSET_RETENTION.as_millis()).unwrap_or(i64::MAX);
+    let mut expired = Vec::new();
+    let unused_since = |group: &str, topic| {
+        // Of a topic that is gone, nobody uses anything.
+        let Some(topic) = image.topics.get(TopicId(topic)) else {
+            return Some(i64::MIN);
+        };
+        match broker
+            .groups
+            .with(|groups, now| groups.topic_use(now, group, &topic.name))
+        {
+            TopicUse::InUse => None,
+            TopicUse::EmptyFor(time) => Some(now - i64::try_from(time.as_millis()).unwrap_or(0)),
+            TopicUse::Unknown => Some(i64::MIN),
+        }
+    };
+    broker
+        .data
+        .each_offset_store(|_, store| expired.extend(store.expired(now, retention, unused_since)));
+    for command in expired {
+        let OffsetCommand::Expire { group, .. } = &command else {
+            continue;
+        };
+        let group = group.clone();
+        match broker.data.apply_offsets(&group, command).await {
+            Ok(forgotten) => debug!(group, forgotten, "offsets expired"),
+            Err(error) => {
+                debug!(group, %error, "cannot expire offsets now");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What the broker says of itself: readiness, problems, certificates.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use palisade_config::{
+    BrokerConfig,
+    status::{BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile},
+};
+use palisade_log::Wal;
+use palisade_seal::{DirectoryProvider, KeyProvider as _};
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::start::Endpoints;
+use crate::{broker::Broker, metrics::ByListener, net::Listener, tls::Leaf};
+
+/// The configuration in effect, and what is wrong with the file now.
+#[derive(Debug)]
+pub(crate) struct LiveConfig {
+    inner: Mutex<(Arc<BrokerConfig>, Option<String>, Option<String>)>,
+}
+
+impl LiveConfig {
+    pub(super) fn new(config: BrokerConfig) -> Self {
+        Self {
+            inner: Mutex::new((Arc::new(config), None, None)),
+        }
+    }
+
+    /// The configuration in effect.
+    pub(super) fn effective(&self) -> Arc<BrokerConfig> {
+        Arc::clone(&self.inner.lock().0)
+    }
+
+    pub(super) fn replace(&self, config: BrokerConfig) {
+        let mut inner = self.inner.lock();
+        inner.0 = Arc::new(config);
+        inner.1 = None;
+    }
+
+    /// Says what is wrong with the file; `true` when that is news.
+    pub(super) fn set_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.inner.lock();
+        let news = inner.1 != problem;
+        inner.1 = problem;
+        news
+    }
+
+    /// Says what is wrong with the keys; `true` when that is news.
+    pub(super) fn set_key_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.inner.lock();
+        let news = inner.2 != problem;
+        inner.2 = problem;
+        news
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let inner = self.inner.lock();
+        [&inner.1, &inner.2]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+/// Everything that status is made of.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) broker: Arc<Broker>,
+    pub(super) endpoints: Endpoints,
+    pub(super) listeners: Vec<Arc<Listener>>,
+    pub(super) config: LiveConfig,
+    pub(super) provider: Arc<DirectoryProvider>,
+    pub(super) stopping: CancellationToken,
+    pub(super) wal: Arc<Wal>,
+}
+
+impl State {
+    /// The TLS side of the admin port.
+    pub(crate) fn admin_endpoint(&self) -> Option<&Arc<crate::tls::Endpoint>> {
+        self.endpoints.get(super::start::ADMIN)
+    }
+
+    /// Whether `/metrics` is for everyone.
+    pub(crate) fn anonymous_metrics(&self) -> bool {
+        self.config.effective().admin.anonymous_metrics
+    }
+
+    /// Whether clients are served, and why not.
+    pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        if self.stopping.is_cancelled() {
+            Err("stopping")
+        } else if self.broker.data.is_ready() {
+            Ok(())
+        } else {
+            Err("not every shard has a leader")
+        }
+    }
+
+    /// What is degraded now.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let now = OffsetDateTime::now_utc();
+        let mut problems = self.config.problems();
+        if let Err(reason) = self.readiness() {
+            problems.push(format!("not ready: {reason}"));
+        }
+        if self.wal.is_full() || self.broker.data.is_full() {
+            problems
+                .push("the disk is full: producers are refused until space is freed".to_owned());
+        }
+        problems.extend(
+            self.endpoints
+                .values()
+                .filter_map(|endpoint| endpoint.problem(now)),
+        );
+        problems.extend(self.broker.data.quarantined().iter().map(|file| {
+            let (path, at) = (file.file.display(), file.position);
+            format!(
+                "{path} is corrupt at byte {at} and set aside: {}",
+                file.reason
+            )
+        }));
+        problems
+    }
+
+    /// `/status`.
+    pub(crate) fn status(&self) -> BrokerStatus {
+        let image = self.broker.image();
+        let config = self.config.effective();
+        let current = self
+            .endpoints
+            .values()
+            .map(|endpoint| (endpoint.name(), endpoint.current()));
+        let certificates = current
+            .clone()
+            .map(|(name, loaded)| EndpointCertificate {
+                listener: name.to_owned(),
+                serial: loaded.leaf.serial.clone(),
+                fingerprint: loaded.leaf.fingerprint.clone(),
+                issuer: loaded.leaf.issuer.clone(),
+                not_before: Leaf::rfc3339(loaded.leaf.not_before),
+                not_after: Leaf::rfc3339(loaded.leaf.not_after),
+            })
+            .collect();
+        let trust = current
+            .map(|(name, loaded)| EndpointTrust {
+                listener: name.to_owned(),
+                authorities: loaded.trust.authorities.clone(),
+            })
+            .collect();
+        let quarantined = self.broker.data.quarantined();
+        BrokerStatus {
+            broker_id: self.broker.node_id,
+            cluster_id: self.broker.cluster_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config_version: config.version.clone(),
+            ready: self.readiness().is_ok(),
+            problems: self.problems(),
+            certificates,
+            trust,
+            kek_id: self.provider.current().as_str().to_owned(),
+            topics: image.topics.len() as u64,
+            partitions: image.topics.partition_count() as u64,
+            connections: self.connections(),
+            quarantined: quarantined
+                .iter()
+                .map(|file| QuarantinedFile {
+                    file: file.file.display().to_string(),
+                    offset: file.position,
+                })
+                .collect(),
+        }
+    }
+
+    fn connections(&self) -> u64 {
+        self.listeners
+            .iter()
+            .map(|listener| u64::from(listener.limiter.open()))
+            .sum()
+    }
+
+    /// Brings the metrics that are read, not counted, up to date.
+    pub(crate) fn refresh_metrics(&self) {
+        let metrics = &self.broker.metrics;
+        let now = OffsetDateTime::now_utc();
+        for (name, endpoint) in &self.endpoints {
+            let left = endpoint.current().leaf.not_after - now;
+            let labels = ByListener {
+                listener: name.clone(),
+            };
+            metrics
+                .certificate_expiry_seconds
+                .get_or_create(&labels)
+                .set(left.whole_seconds());
+        }
+        let image = self.broker.image();
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        metrics.problems.set(count(self.problems().len()));
+        metrics
+            .quarantined_files
+            .set(count(self.broker.data.quarantined().len()));
+        metrics.topics.set(count(image.topics.len()));
+        metrics
+            .partitions
+            .set(count(image.topics.partition_count()));
+        let wal = self.wal.stats();
+        metrics
+            .wal_syncs
+            .inner()
+            .store(wal.batches, Ordering::Relaxed);
+        metrics
+            .wal_bytes
+            .inner()
+            .store(wal.bytes, Ordering::Relaxed);
+        metrics
+            .wal_sync_microseconds
+            .inner()
+            .store(wal.sync_nanos / 1000, Ordering::Relaxed);
+        metrics
+            .wal_files
+            .set(i64::try_from(wal.files).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,24 @@
+//! Structured logs on stderr: text for a terminal, JSON lines for everyone else.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// What is logged when `PALISADE_LOG` does not say otherwise; the Raft engine is chatty at `info`.
+const DEFAULT_FILTER: &str = "info,openraft=warn";
+
+/// Starts logging; a second call changes nothing.
+pub fn start() {
+    let filter =
+        EnvFilter::try_from_env("PALISADE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = if std::io::stderr().is_terminal() {
+        builder.compact().try_init()
+    } else {
+        builder.json().flatten_event(true).try_init()
+    };
+    // Fails only when logging has been started before.
+    drop(started);
+}
