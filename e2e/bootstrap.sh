@@ -11,7 +11,7 @@ packages="$packages procps util-linux mount"
 # What the Rust build needs, and what makes smaller images.
 packages="$packages gcc g++ libc6-dev make mold binutils git ca-certificates"
 # The Kafka clients of the tests and examples.
-packages="$packages kcat busybox-static default-jre-headless maven"
+packages="$packages kcat busybox-static default-jdk-headless maven"
 packages="$packages jq openssl"
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

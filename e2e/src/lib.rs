@@ -2,6 +2,8 @@
 //! container images built without one, and the drivers of the demo and the end-to-end tests.
 
 pub mod cluster;
+pub mod demo;
 pub mod image;
 pub mod progress;
+pub mod scenario;
 pub mod tools;

@@ -31,6 +31,10 @@ enum Verb {
     /// Writes a container image as an archive.
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Starts a Kubernetes (`CLUSTER=builtin`, `kind` or `current`), installs the chart, applies the example and shows what it does.
+    Demo(Which),
+    /// Removes everything that the demo started.
+    DemoStop(Which),
 }
 
 #[derive(Debug, Subcommand)]
@@ -123,6 +127,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
                 .context("waiting for standard input to end")?;
         }
         Verb::Cluster(verb) => return run_cluster(verb),
+        Verb::Demo(which) => palisade_e2e::demo::run(&which.name)?,
+        Verb::DemoStop(which) => palisade_e2e::demo::stop(&which.name)?,
         Verb::Image(verb) => match verb {
             ImageVerb::Operator { binary, archive } => Image::operator(&binary)?.write(&archive)?,
             ImageVerb::Broker { binary, archive } => Image::broker(&binary)?.write(&archive)?,

@@ -13,14 +13,16 @@ mod disk;
 mod java;
 mod kcat;
 mod process;
+mod program;
 mod scan;
 mod wire;
 
 pub use access::{Access, Certificate, Login, Mechanism};
 pub use broker::{Broker, BrokerOptions};
 pub use disk::Tmpfs;
-pub use java::{Java, Lease, tool};
+pub use java::{Java, Lease, cache, tool};
 pub use kcat::Kcat;
 pub use process::{Background, Outcome, free_port, run, wait_until};
+pub use program::program;
 pub use scan::files_containing;
 pub use wire::{Answer, RawClient};

@@ -27,43 +27,88 @@ fn kill_nine_loses_no_acknowledged_record_and_doubles_none() -> Result<()> {
     let mut broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "acknowledged", "--partitions", "3"])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "acknowledged", "--partitions", "3"],
+    )?
+    .success()?;
     // The tool switches retries off; what a program would use is under test.
     let properties = broker.scratch().join("producer.properties");
-    let settings = "retries=2147483647\nenable.idempotence=true\ndelivery.timeout.ms=120000\nlinger.ms=2\n";
-    fs::write(&properties, fs::read_to_string(&admin.properties)? + settings)?;
-    let access = Access { properties, ..admin.clone() };
+    let settings =
+        "retries=2147483647\nenable.idempotence=true\ndelivery.timeout.ms=120000\nlinger.ms=2\n";
+    fs::write(
+        &properties,
+        fs::read_to_string(&admin.properties)? + settings,
+    )?;
+    let access = Access {
+        properties,
+        ..admin.clone()
+    };
     let log = broker.scratch().join("producer.log");
-    let arguments = ["--topic", "acknowledged", "--throughput", "2000", "--acks", "-1"];
+    let arguments = [
+        "--topic",
+        "acknowledged",
+        "--throughput",
+        "2000",
+        "--acks",
+        "-1",
+    ];
     let mut producer = Java::background(tool::VERIFIABLE_PRODUCER, &access, &arguments, &log)?;
 
     for round in 1..=5 {
         let before = acknowledged(&producer.log()).len();
-        wait_until("a thousand more records are acknowledged", Duration::from_secs(60), || {
-            let count = acknowledged(&producer.log()).len();
-            anyhow::ensure!(count >= before + 1000, "{count} of {}:\n{}", before + 1000, tail(&producer.log()));
-            Ok(())
-        })?;
+        wait_until(
+            "a thousand more records are acknowledged",
+            Duration::from_secs(60),
+            || {
+                let count = acknowledged(&producer.log()).len();
+                anyhow::ensure!(
+                    count >= before + 1000,
+                    "{count} of {}:\n{}",
+                    before + 1000,
+                    tail(&producer.log())
+                );
+                Ok(())
+            },
+        )?;
         broker.kill();
         let took = broker.launch()?;
-        say(format_args!("kill -9, round {round}: serving again {} ms after the start of the process", took.as_millis()));
+        say(format_args!(
+            "kill -9, round {round}: serving again {} ms after the start of the process",
+            took.as_millis()
+        ));
         assert!(took < RESTART_LIMIT, "the restart took {took:?}");
     }
     let before = acknowledged(&producer.log()).len();
     wait_until("the producer goes on", Duration::from_secs(60), || {
-        anyhow::ensure!(acknowledged(&producer.log()).len() > before, "{}", tail(&producer.log()));
+        anyhow::ensure!(
+            acknowledged(&producer.log()).len() > before,
+            "{}",
+            tail(&producer.log())
+        );
         Ok(())
     })?;
     producer.terminate(Duration::from_secs(30))?;
     let log = producer.log();
     assert!(!log.contains("producer_send_error"), "{}", tail(&log));
 
-    let stored = Kcat::new(&admin)?.consume("acknowledged", &["-f", "%p %o %s\n"])?.success()?.stdout;
-    let stored: BTreeMap<(i64, i64), &str> = stored.lines().map(|line| record(line).expect("partition, offset, value")).collect();
+    let stored = Kcat::new(&admin)?
+        .consume("acknowledged", &["-f", "%p %o %s\n"])?
+        .success()?
+        .stdout;
+    let stored: BTreeMap<(i64, i64), &str> = stored
+        .lines()
+        .map(|line| record(line).expect("partition, offset, value"))
+        .collect();
     let acknowledged = acknowledged(&log);
     assert!(acknowledged.len() > 5000);
     for (place, value) in &acknowledged {
-        assert_eq!(stored.get(place), Some(&value.as_str()), "acknowledged at partition and offset {place:?}");
+        assert_eq!(
+            stored.get(place),
+            Some(&value.as_str()),
+            "acknowledged at partition and offset {place:?}"
+        );
     }
     let values: BTreeSet<&str> = stored.values().copied().collect();
     assert_eq!(values.len(), stored.len(), "records were stored twice");
@@ -77,20 +122,35 @@ fn the_disk_shows_neither_key_nor_value_nor_header() -> Result<()> {
     let mut broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "sealed"])?.success()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "sealed"])?
+        .success()?;
     let alice = broker.user(&mut java, "alice")?;
-    let markers = ["marker-key-7f3a", "marker-value-91cc", "marker-header-d02e", "alice-secret", "marker-group-55b1"];
+    let markers = [
+        "marker-key-7f3a",
+        "marker-value-91cc",
+        "marker-header-d02e",
+        "alice-secret",
+        "marker-group-55b1",
+    ];
     let kcat = Kcat::new(&admin)?;
-    let lines: String = (0..500).map(|number| format!("marker-key-7f3a {number}:marker-value-91cc {number}\n")).collect();
+    let lines: String = (0..500)
+        .map(|number| format!("marker-key-7f3a {number}:marker-value-91cc {number}\n"))
+        .collect();
     let produce = ["-K:", "-H", "origin=marker-header-d02e"];
     kcat.produce("sealed", &lines, &produce)?.success()?;
-    let read = kcat.consume_group("marker-group-55b1", &["sealed"], &["-f", "%k:%s %h\n"])?.success()?.stdout;
+    let read = kcat
+        .consume_group("marker-group-55b1", &["sealed"], &["-f", "%k:%s %h\n"])?
+        .success()?
+        .stdout;
     assert_eq!(read.matches("marker-header-d02e").count(), 500);
     drop(alice);
 
     let clean = |broker: &Broker, when: &str| -> Result<()> {
         let found = files_containing(broker.data_dir(), &markers)?;
-        assert!(found.is_empty(), "{when}, in plaintext on the disk: {found:?}");
+        assert!(
+            found.is_empty(),
+            "{when}, in plaintext on the disk: {found:?}"
+        );
         Ok(())
     };
     clean(&broker, "while it runs")?;
@@ -100,7 +160,10 @@ fn the_disk_shows_neither_key_nor_value_nor_header() -> Result<()> {
     broker.stop()?;
     clean(&broker, "after a clean stop")?;
     broker.launch()?;
-    let read = kcat.consume("sealed", &["-f", "%k:%s\n"])?.success()?.stdout;
+    let read = kcat
+        .consume("sealed", &["-f", "%k:%s\n"])?
+        .success()?
+        .stdout;
     assert_eq!(read, lines);
     Ok(())
 }
@@ -111,28 +174,73 @@ fn a_second_start_serves_the_same_data() -> Result<()> {
     let mut broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "kept", "--partitions", "2", "--config", "retention.ms=86400000"])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &[
+            "--create",
+            "--topic",
+            "kept",
+            "--partitions",
+            "2",
+            "--config",
+            "retention.ms=86400000",
+        ],
+    )?
+    .success()?;
     let alice = Kcat::new(&broker.user(&mut java, "alice")?)?;
-    let allow = ["--add", "--allow-principal", "User:alice", "--operation", "Read", "--operation", "Write", "--topic", "kept", "--group", "g"];
-    java.tool(tool::ACLS, &admin, &allow)?.success()?;
-    alice.produce("kept", "one\ntwo\n", &["-p", "0"])?.success()?;
-    alice.produce("kept", "three\n", &["-p", "1", "-z", "zstd"])?.success()?;
+    for allow in [
+        ["--operation", "Read", "--group", "g"],
+        ["--operation", "All", "--topic", "kept"],
+    ] {
+        java.tool(
+            tool::ACLS,
+            &admin,
+            &[&["--add", "--allow-principal", "User:alice"], &allow[..]].concat(),
+        )?
+        .success()?;
+    }
+    alice
+        .produce("kept", "one\ntwo\n", &["-p", "0"])?
+        .success()?;
+    alice
+        .produce("kept", "three\n", &["-p", "1", "-z", "zstd"])?
+        .success()?;
     let first = alice.consume_group("g", &["kept"], &[])?.success()?.stdout;
-    assert_eq!(first.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["one", "two", "three"]));
-    let identity = |java: &mut Java| -> Result<String> { Ok(java.tool(tool::CLUSTER, &admin, &["cluster-id"])?.success()?.stdout) };
+    assert_eq!(
+        first.lines().collect::<BTreeSet<_>>(),
+        BTreeSet::from(["one", "two", "three"])
+    );
+    let identity = |java: &mut Java| -> Result<String> {
+        Ok(java
+            .tool(tool::CLUSTER, &admin, &["cluster-id"])?
+            .success()?
+            .stdout)
+    };
     let before = identity(&mut java)?;
 
     broker.stop()?;
     let took = broker.launch()?;
-    say(format_args!("restart after a clean stop: serving {} ms after the start of the process", took.as_millis()));
+    say(format_args!(
+        "restart after a clean stop: serving {} ms after the start of the process",
+        took.as_millis()
+    ));
     assert!(took < RESTART_LIMIT, "the restart took {took:?}");
     assert_eq!(identity(&mut java)?, before);
-    java.tool(tool::TOPICS, &admin, &["--describe", "--topic", "kept"])?.success()?.says("retention.ms=86400000")?;
+    java.tool(tool::TOPICS, &admin, &["--describe", "--topic", "kept"])?
+        .success()?
+        .says("retention.ms=86400000")?;
     let all = alice.consume("kept", &[])?.success()?.stdout;
-    assert_eq!(all.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["one", "two", "three"]));
+    assert_eq!(
+        all.lines().collect::<BTreeSet<_>>(),
+        BTreeSet::from(["one", "two", "three"])
+    );
     alice.produce("kept", "four\n", &["-p", "1"])?.success()?;
     // The group goes on where it was: only what is new.
-    assert_eq!(alice.consume_group("g", &["kept"], &[])?.success()?.stdout, "four\n");
+    assert_eq!(
+        alice.consume_group("g", &["kept"], &[])?.success()?.stdout,
+        "four\n"
+    );
     alice.produce("other", "x\n", &[])?.refused("")?;
     Ok(())
 }
@@ -143,7 +251,8 @@ fn a_wrong_key_is_named_and_nothing_is_lost() -> Result<()> {
     let mut broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "kept"])?.success()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "kept"])?
+        .success()?;
     let kcat = Kcat::new(&admin)?;
     kcat.produce("kept", "still here\n", &[])?.success()?;
     broker.stop()?;
@@ -155,7 +264,10 @@ fn a_wrong_key_is_named_and_nothing_is_lost() -> Result<()> {
     fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")?;
     let (status, log) = broker.launch_refused()?;
     assert_ne!(status, 0);
-    assert!(log.contains(&current) && log.contains("is not the key that wrapped this data"), "{log}");
+    assert!(
+        log.contains(&current) && log.contains("is not the key that wrapped this data"),
+        "{log}"
+    );
     assert!(!log.contains("AAAAAAAAAAAA"), "the log shows a key:\n{log}");
 
     fs::remove_file(&key)?;
@@ -177,14 +289,20 @@ fn a_corrupt_frame_is_reported_with_file_and_offset_and_never_served() -> Result
     let mut java = Java::lease()?;
     let kcat = Kcat::new(&admin)?;
     for topic in ["damaged", "healthy"] {
-        java.tool(tool::TOPICS, &admin, &["--create", "--topic", topic])?.success()?;
+        java.tool(tool::TOPICS, &admin, &["--create", "--topic", topic])?
+            .success()?;
     }
-    let lines: String = (0..400).map(|number| format!("record {number} {}\n", "x".repeat(500))).collect();
-    kcat.produce("damaged", &lines, &["-X", "batch.num.messages=20"])?.success()?;
+    let lines: String = (0..400)
+        .map(|number| format!("record {number} {}\n", "x".repeat(500)))
+        .collect();
+    kcat.produce("damaged", &lines, &["-X", "batch.num.messages=20"])?
+        .success()?;
     kcat.produce("healthy", "fine\n", &[])?.success()?;
     broker.stop()?;
 
-    let segment = segments(broker.data_dir())?.into_iter().max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()));
+    let segment = segments(broker.data_dir())?
+        .into_iter()
+        .max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()));
     let segment = segment.context("no segment was written")?;
     let mut bytes = fs::read(&segment)?;
     let middle = 100_000;
@@ -196,27 +314,52 @@ fn a_corrupt_frame_is_reported_with_file_and_offset_and_never_served() -> Result
     assert_eq!(kcat.consume("healthy", &[])?.success()?.stdout, "fine\n");
     let consume = ["-C", "-t", "damaged", "-o", "beginning", "-e", "-q"];
     let reader = kcat.background(&consume, &broker.scratch().join("damaged.log"))?;
-    let name = segment.file_name().and_then(|name| name.to_str()).context("a name")?;
+    let name = segment
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("a name")?;
     wait_until("the damage is reported", Duration::from_secs(30), || {
         let log = broker.log();
         let log = log.get(before..).unwrap_or_default();
-        anyhow::ensure!(log.contains(name) && log.contains("corrupt at byte"), "{}", tail(log));
+        anyhow::ensure!(
+            log.contains(name) && log.contains("corrupt at byte"),
+            "{}",
+            tail(log)
+        );
         Ok(())
     })?;
     let log = broker.log();
-    let line = log.lines().find(|line| line.contains("corrupt at byte")).context("a line")?;
+    let line = log
+        .lines()
+        .find(|line| line.contains("corrupt at byte"))
+        .context("a line")?;
     let offset: usize = line
         .split("corrupt at byte ")
         .nth(1)
-        .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+        .map(|rest| {
+            rest.chars()
+                .take_while(char::is_ascii_digit)
+                .collect::<String>()
+        })
         .context("an offset")?
         .parse()?;
     assert!(offset <= middle && middle - offset < 20_000, "{line}");
     std::thread::sleep(Duration::from_secs(1));
-    let served: Vec<String> = reader.log().lines().filter(|line| line.starts_with("record ")).map(str::to_owned).collect();
+    let served: Vec<String> = reader
+        .log()
+        .lines()
+        .filter(|line| line.starts_with("record "))
+        .map(str::to_owned)
+        .collect();
     let expected: Vec<&str> = lines.lines().collect();
     assert!(served.len() < expected.len(), "everything was served");
-    assert!(served.iter().zip(&expected).all(|(served, expected)| served == expected), "a damaged record was served");
+    assert!(
+        served
+            .iter()
+            .zip(&expected)
+            .all(|(served, expected)| served == expected),
+        "a damaged record was served"
+    );
     drop(reader);
     // The partition's damage is its own: the broker goes on.
     kcat.produce("healthy", "still fine\n", &[])?.success()?;
@@ -233,10 +376,14 @@ fn a_full_disk_stops_producers_only_until_there_is_space() -> Result<()> {
             return Ok(());
         }
     };
-    let broker = Broker::start_with(&BrokerOptions { data_dir: Some(disk.path().join("data")), configure: None })?;
+    let broker = Broker::start_with(&BrokerOptions {
+        data_dir: Some(disk.path().join("data")),
+        configure: None,
+    })?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "filling"])?.success()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "filling"])?
+        .success()?;
     let kcat = Kcat::new(&admin)?;
     let filler = disk.path().join("filler");
     disk.fill(&filler, 12 << 20)?;
@@ -246,7 +393,9 @@ fn a_full_disk_stops_producers_only_until_there_is_space() -> Result<()> {
     let mut kept = String::new();
     let mut refused = None;
     for chunk in 0..40 {
-        let lines: String = (0..1000).map(|line| format!("{chunk} {line} {}\n", noise(&mut random, 64))).collect();
+        let lines: String = (0..1000)
+            .map(|line| format!("{chunk} {line} {}\n", noise(&mut random, 64)))
+            .collect();
         let outcome = kcat.produce("filling", &lines, &["-X", "message.timeout.ms=4000"])?;
         if outcome.status != 0 {
             refused = Some(outcome);
@@ -260,11 +409,21 @@ fn a_full_disk_stops_producers_only_until_there_is_space() -> Result<()> {
     assert!(log.to_lowercase().contains("full"), "{}", tail(&log));
     assert_eq!(broker.http("/healthz")?.0, 200);
     let read = kcat.consume("filling", &[])?.success()?.stdout;
-    assert!(read.starts_with(&kept), "{} of {} acknowledged bytes can be read", read.len(), kept.len());
+    assert!(
+        read.starts_with(&kept),
+        "{} of {} acknowledged bytes can be read",
+        read.len(),
+        kept.len()
+    );
 
     fs::remove_file(&filler)?;
     wait_until("producers go on", Duration::from_secs(30), || {
-        kcat.produce("filling", "there is space again\n", &["-X", "message.timeout.ms=4000"])?.success()
+        kcat.produce(
+            "filling",
+            "there is space again\n",
+            &["-X", "message.timeout.ms=4000"],
+        )?
+        .success()
     })?;
     let read = kcat.consume("filling", &[])?.success()?.stdout;
     assert!(read.starts_with(&kept) && read.ends_with("there is space again\n"));

@@ -94,8 +94,15 @@ impl Access {
     ///
     /// # Errors
     /// When a file cannot be read or written.
-    pub fn write(directory: &Path, name: &str, bootstrap: &str, authority: &Path, login: &Login) -> Result<Self> {
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    pub fn write(
+        directory: &Path,
+        name: &str,
+        bootstrap: &str,
+        authority: &Path,
+        login: &Login,
+    ) -> Result<Self> {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         let access = Self {
             bootstrap: bootstrap.to_owned(),
             properties: directory.join(format!("{name}.properties")),
@@ -111,7 +118,11 @@ impl Access {
             ("ssl.ca.location", authority.display().to_string()),
         ];
         match login {
-            Login::Password { mechanism, user, password } => {
+            Login::Password {
+                mechanism,
+                user,
+                password,
+            } => {
                 java.push(("security.protocol", "SASL_SSL".to_owned()));
                 java.push(("sasl.mechanism", mechanism.name().to_owned()));
                 java.push(("sasl.jaas.config", jaas(*mechanism, user, password)));
@@ -123,13 +134,20 @@ impl Access {
             Login::Certificate(pair) => {
                 // Java reads key and chain from one file.
                 let both = directory.join(format!("{name}.keystore.pem"));
-                let text = [fs::read_to_string(&pair.key)?, fs::read_to_string(&pair.certificate)?].concat();
+                let text = [
+                    fs::read_to_string(&pair.key)?,
+                    fs::read_to_string(&pair.certificate)?,
+                ]
+                .concat();
                 fs::write(&both, text)?;
                 java.push(("security.protocol", "SSL".to_owned()));
                 java.push(("ssl.keystore.type", "PEM".to_owned()));
                 java.push(("ssl.keystore.location", both.display().to_string()));
                 librdkafka.push(("security.protocol", "SSL".to_owned()));
-                librdkafka.push(("ssl.certificate.location", pair.certificate.display().to_string()));
+                librdkafka.push((
+                    "ssl.certificate.location",
+                    pair.certificate.display().to_string(),
+                ));
                 librdkafka.push(("ssl.key.location", pair.key.display().to_string()));
             }
             Login::Anonymous => {
@@ -138,9 +156,15 @@ impl Access {
             }
         }
         let lines = |pairs: &[(&str, String)], escape: fn(&str) -> String| {
-            pairs.iter().map(|(key, value)| format!("{key}={}\n", escape(value))).collect::<String>()
+            pairs
+                .iter()
+                .map(|(key, value)| format!("{key}={}\n", escape(value)))
+                .collect::<String>()
         };
-        fs::write(&access.properties, lines(&java, |value| value.replace('\\', "\\\\")))?;
+        fs::write(
+            &access.properties,
+            lines(&java, |value| value.replace('\\', "\\\\")),
+        )?;
         fs::write(&access.librdkafka, lines(&librdkafka, str::to_owned))?;
         Ok(access)
     }
@@ -166,10 +190,23 @@ mod tests {
     fn quotes_in_a_password_stay_inside_the_jaas_value() {
         let directory = tempfile::tempdir().unwrap();
         let login = Login::password(Mechanism::ScramSha512, "alice", "a\"b\\c");
-        let access = Access::write(directory.path(), "alice", "localhost:9094", Path::new("/ca.crt"), &login).unwrap();
+        let access = Access::write(
+            directory.path(),
+            "alice",
+            "localhost:9094",
+            Path::new("/ca.crt"),
+            &login,
+        )
+        .unwrap();
         let properties = fs::read_to_string(access.properties).unwrap();
-        assert!(properties.contains(r#"password="a\\"b\\\\c";"#), "{properties}");
+        assert!(
+            properties.contains(r#"password="a\\"b\\\\c";"#),
+            "{properties}"
+        );
         let librdkafka = fs::read_to_string(access.librdkafka).unwrap();
-        assert!(librdkafka.contains("sasl.password=a\"b\\c\n"), "{librdkafka}");
+        assert!(
+            librdkafka.contains("sasl.password=a\"b\\c\n"),
+            "{librdkafka}"
+        );
     }
 }

@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,10 @@ use palisade_config::BrokerConfig;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use tempfile::TempDir;
 
-use super::{Access, Background, Certificate, Java, Login, Mechanism, RawClient, free_port, tool, wait_until};
+use super::{
+    Access, Background, Certificate, Java, Login, Mechanism, RawClient, free_port, program, tool,
+    wait_until,
+};
 
 /// A start takes well under a second; the limit only ends a hang.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -57,7 +59,10 @@ impl Broker {
         let mut broker = Self {
             process: None,
             configuration: None,
-            data_dir: options.data_dir.clone().unwrap_or_else(|| home.path().join("data")),
+            data_dir: options
+                .data_dir
+                .clone()
+                .unwrap_or_else(|| home.path().join("data")),
             home,
             port: free_port()?,
             admin_port: free_port()?,
@@ -80,14 +85,23 @@ impl Broker {
         self.spawn()?;
         let authority = self.authority();
         let port = self.port;
-        let process = self.process.as_mut().context("the broker was not started")?;
+        let process = self
+            .process
+            .as_mut()
+            .context("the broker was not started")?;
         wait_until("the broker serves", START_LIMIT, || {
             if let Some(status) = process.ended() {
                 // Not worth waiting for any longer, but `wait_until` can only be told by success.
-                return Ok(Err(anyhow!("the broker ended with status {status}:\n{}", process.log())));
+                return Ok(Err(anyhow!(
+                    "the broker ended with status {status}:\n{}",
+                    process.log()
+                )));
             }
             // ApiVersions 0: the first thing every client asks.
-            RawClient::connect(port, &authority)?.request(18, 0, &[])?.frame().map(Ok)
+            RawClient::connect(port, &authority)?
+                .request(18, 0, &[])?
+                .frame()
+                .map(Ok)
         })
         .with_context(|| format!("log of the broker:\n{}", process.log()))??;
         Ok(start.elapsed())
@@ -100,7 +114,10 @@ impl Broker {
     pub fn launch_refused(&mut self) -> Result<(i32, String)> {
         let before = self.log().len();
         self.spawn()?;
-        let process = self.process.as_mut().context("the broker was not started")?;
+        let process = self
+            .process
+            .as_mut()
+            .context("the broker was not started")?;
         let status = process.wait(START_LIMIT)?;
         let log = self.log();
         self.process = None;
@@ -126,8 +143,12 @@ impl Broker {
     /// # Errors
     /// When the file cannot be read.
     pub fn config(&self) -> Result<BrokerConfig> {
-        let path = self.configuration.clone().unwrap_or_else(|| self.data_dir.join("broker.toml"));
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let path = self
+            .configuration
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("broker.toml"));
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(BrokerConfig::parse(&text)?)
     }
 
@@ -139,7 +160,10 @@ impl Broker {
         if let Some(mut process) = self.process.take() {
             let status = process.terminate(Duration::from_secs(20))?;
             if status != 0 {
-                bail!("the broker ended with status {status} after SIGTERM:\n{}", process.log());
+                bail!(
+                    "the broker ended with status {status} after SIGTERM:\n{}",
+                    process.log()
+                );
             }
         }
         Ok(())
@@ -183,7 +207,9 @@ impl Broker {
     /// Everything that the broker has logged since the first start.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(self.log_path())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// The authority that clients trust.
@@ -208,7 +234,13 @@ impl Broker {
     /// When its files cannot be written.
     pub fn client(&self, name: &str, login: &Login) -> Result<Access> {
         let directory = self.home.path().join("clients");
-        Access::write(&directory, name, &self.bootstrap(), &self.authority(), login)
+        Access::write(
+            &directory,
+            name,
+            &self.bootstrap(),
+            &self.authority(),
+            login,
+        )
     }
 
     /// Makes a user with SCRAM-SHA-512 and a password, with Kafka's own tool; the user's client.
@@ -218,9 +250,20 @@ impl Broker {
     pub fn user(&self, java: &mut Java, name: &str) -> Result<Access> {
         let password = format!("{name}-secret");
         let config = format!("SCRAM-SHA-512=[iterations=4096,password={password}]");
-        let alter = ["--alter", "--entity-type", "users", "--entity-name", name, "--add-config", &config];
+        let alter = [
+            "--alter",
+            "--entity-type",
+            "users",
+            "--entity-name",
+            name,
+            "--add-config",
+            &config,
+        ];
         java.tool(tool::CONFIGS, &self.admin(), &alter)?.success()?;
-        self.client(name, &Login::password(Mechanism::ScramSha512, name, &password))
+        self.client(
+            name,
+            &Login::password(Mechanism::ScramSha512, name, &password),
+        )
     }
 
     /// A raw connection to the clients' listener.
@@ -263,7 +306,10 @@ impl Broker {
         let (status, text) = self.http("/metrics")?;
         let values: Vec<f64> = text
             .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
             .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
             .collect();
         if status != 200 || values.is_empty() {
@@ -281,7 +327,8 @@ impl Broker {
             let path = self.data_dir.join(file);
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
-        let issuer = Issuer::from_ca_cert_pem(&read("ca.crt")?, KeyPair::from_pem(&read("ca.key")?)?)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&read("ca.crt")?, KeyPair::from_pem(&read("ca.key")?)?)?;
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -297,7 +344,11 @@ impl Broker {
     }
 
     fn spawn(&mut self) -> Result<()> {
-        let mut command = Command::new(binary()?);
+        let mut command = Command::new(program(
+            "palisade-server",
+            "palisade-broker",
+            "PALISADE_BROKER_BIN",
+        )?);
         match &self.configuration {
             Some(path) => command.arg("run").arg("--config").arg(path),
             None => command
@@ -316,31 +367,4 @@ impl Broker {
     fn log_path(&self) -> PathBuf {
         self.home.path().join("broker.log")
     }
-}
-
-/// The broker's program: `PALISADE_BROKER_BIN`, or built here with the profile of this program.
-fn binary() -> Result<PathBuf> {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(path) = std::env::var_os("PALISADE_BROKER_BIN") {
-        return Ok(path.into());
-    }
-    if let Some(path) = BUILT.get() {
-        return Ok(path.clone());
-    }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--package", "palisade-server", "--bin", "palisade-broker"]);
-    build.args(["--message-format", "json-render-diagnostics"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
-    let outcome = super::run(&mut build, b"", Duration::from_secs(1800))?.success()?;
-    let path = outcome
-        .stdout
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo built no palisade-broker")?;
-    Ok(BUILT.get_or_init(|| path).clone())
 }

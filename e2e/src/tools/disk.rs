@@ -33,9 +33,19 @@ impl Tmpfs {
         if !uid.is_root() {
             return Ok(Err(Inability::NotRoot { uid: uid.as_raw() }));
         }
-        let directory = tempfile::Builder::new().prefix("palisade-disk-").tempdir()?;
+        let directory = tempfile::Builder::new()
+            .prefix("palisade-disk-")
+            .tempdir()?;
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "palisade-e2e"]).arg(directory.path());
+        mount
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={bytes},mode=0700"),
+                "palisade-e2e",
+            ])
+            .arg(directory.path());
         run(&mut mount, b"", LIMIT)?.success()?;
         Ok(Ok(Self { directory }))
     }
@@ -52,7 +62,9 @@ impl Tmpfs {
     /// When less is free already, or the file cannot be written.
     pub fn fill(&self, file: &PathBuf, free: u64) -> Result<()> {
         let now = rustix::fs::statvfs(self.path()).context("cannot ask for the free space")?;
-        let mut missing = (now.f_bavail * now.f_frsize).checked_sub(free).context("less is free already")?;
+        let mut missing = (now.f_bavail * now.f_frsize)
+            .checked_sub(free)
+            .context("less is free already")?;
         let mut output = File::create(file)?;
         while missing > 0 {
             let length = missing.min(CHUNK as u64);
@@ -66,10 +78,23 @@ impl Tmpfs {
 impl Drop for Tmpfs {
     fn drop(&mut self) {
         // Lazily: a process that still has a file open there must not leave the mount behind.
-        let unmounted = run(Command::new("umount").arg("--lazy").arg(self.path()), b"", LIMIT)
-            .and_then(|outcome| if outcome.status == 0 { Ok(()) } else { bail!(outcome.text()) });
+        let unmounted = run(
+            Command::new("umount").arg("--lazy").arg(self.path()),
+            b"",
+            LIMIT,
+        )
+        .and_then(|outcome| {
+            if outcome.status == 0 {
+                Ok(())
+            } else {
+                bail!(outcome.text())
+            }
+        });
         if let Err(error) = unmounted {
-            crate::progress::say(format_args!("cannot unmount {}: {error:#}", self.path().display()));
+            crate::progress::say(format_args!(
+                "cannot unmount {}: {error:#}",
+                self.path().display()
+            ));
         }
     }
 }

@@ -91,9 +91,18 @@ impl Java {
     ///
     /// # Errors
     /// When the libraries cannot be fetched or Java does not start.
-    pub fn background(class: &str, access: &Access, arguments: &[&str], log: &Path) -> Result<Background> {
+    pub fn background(
+        class: &str,
+        access: &Access,
+        arguments: &[&str],
+        log: &Path,
+    ) -> Result<Background> {
         let mut command = Command::new("java");
-        command.args(JVM_OPTIONS).arg("-cp").arg(class_path()?).arg(class);
+        command
+            .args(JVM_OPTIONS)
+            .arg("-cp")
+            .arg(class_path()?)
+            .arg(class);
         command.args(arguments).args(connection(access));
         Background::start(&mut command, log)
     }
@@ -129,7 +138,13 @@ impl Java {
     ///
     /// # Errors
     /// When the JVM is gone.
-    pub fn feed(&mut self, class: &str, access: &Access, arguments: &[&str], input: &[u8]) -> Result<Outcome> {
+    pub fn feed(
+        &mut self,
+        class: &str,
+        access: &Access,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> Result<Outcome> {
         let arguments: Vec<String> = arguments
             .iter()
             .map(|&argument| argument.to_owned())
@@ -138,23 +153,37 @@ impl Java {
         self.call(class, &arguments, input, Duration::from_secs(60))
     }
 
-    fn call(&mut self, class: &str, arguments: &[String], input: &[u8], limit: Duration) -> Result<Outcome> {
+    fn call(
+        &mut self,
+        class: &str,
+        arguments: &[String],
+        input: &[u8],
+        limit: Duration,
+    ) -> Result<Outcome> {
         let mut line = format!("{class} {} {}", limit.as_millis(), encode(input));
         for argument in arguments {
             let _ = write!(line, " {}", encode(argument.as_bytes()));
         }
         line.push('\n');
-        self.requests.write_all(line.as_bytes()).context("the JVM of the tools has ended")?;
+        self.requests
+            .write_all(line.as_bytes())
+            .context("the JVM of the tools has ended")?;
         let mut answer = String::new();
-        self.answers.read_line(&mut answer).context("the JVM of the tools has ended")?;
+        self.answers
+            .read_line(&mut answer)
+            .context("the JVM of the tools has ended")?;
         let mut fields = answer.split_whitespace();
-        let (Some(status), Some(stdout), Some(stderr)) = (fields.next(), fields.next(), fields.next()) else {
+        let (Some(status), Some(stdout), Some(stderr)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
             bail!("the JVM of the tools ended while it ran {class} {arguments:?}");
         };
         let name = class.rsplit('.').next().unwrap_or(class);
         Ok(Outcome {
             what: format!("{name} {}", arguments.join(" ")),
-            status: status.parse().context("the tool's exit status is no number")?,
+            status: status
+                .parse()
+                .context("the tool's exit status is no number")?,
             stdout: decode(stdout)?,
             stderr: decode(stderr)?,
         })
@@ -177,14 +206,18 @@ impl Deref for Lease {
 
     #[allow(clippy::expect_used, reason = "the value is taken out only by drop")]
     fn deref(&self) -> &Java {
-        self.0.as_ref().expect("a lease holds its JVM until it is dropped")
+        self.0
+            .as_ref()
+            .expect("a lease holds its JVM until it is dropped")
     }
 }
 
 impl DerefMut for Lease {
     #[allow(clippy::expect_used, reason = "the value is taken out only by drop")]
     fn deref_mut(&mut self) -> &mut Java {
-        self.0.as_mut().expect("a lease holds its JVM until it is dropped")
+        self.0
+            .as_mut()
+            .expect("a lease holds its JVM until it is dropped")
     }
 }
 
@@ -193,7 +226,9 @@ impl Drop for Lease {
         if let Some(java) = self.0.take()
             && !std::thread::panicking()
         {
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(java);
+            IDLE.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(java);
         }
     }
 }
@@ -212,10 +247,16 @@ fn class_path() -> Result<String> {
     let home = cache()?;
     fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
     let hash = digest(&SHA256, [POM, RUNNER].concat().as_bytes());
-    let name: String = hash.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = hash
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let directory = home.join(format!("kafka-{name}"));
     // Two test programs must not fetch at once.
-    let lock = File::create(home.join("kafka.lock")).context("cannot make the cache's lock file")?;
+    let lock =
+        File::create(home.join("kafka.lock")).context("cannot make the cache's lock file")?;
     lock.lock().context("cannot lock the cache")?;
     if !directory.exists() {
         fetch(&home, &directory)?;
@@ -226,7 +267,10 @@ fn class_path() -> Result<String> {
 /// Fills a fresh directory and only then gives it its name: a half-filled one is never used.
 fn fetch(home: &Path, directory: &Path) -> Result<()> {
     let work = tempfile::tempdir_in(home).context("cannot make a directory in the cache")?;
-    let (pom, runner) = (work.path().join("pom.xml"), work.path().join("ToolRunner.java"));
+    let (pom, runner) = (
+        work.path().join("pom.xml"),
+        work.path().join("ToolRunner.java"),
+    );
     fs::write(&pom, POM)?;
     fs::write(&runner, RUNNER)?;
     let libs = work.path().join("libs");
@@ -250,7 +294,11 @@ fn fetch(home: &Path, directory: &Path) -> Result<()> {
     fs::rename(work.path(), directory).context("cannot name the fetched libraries")
 }
 
-fn cache() -> Result<PathBuf> {
+/// Where what was built or fetched is kept between runs.
+///
+/// # Errors
+/// When neither `HOME` nor `XDG_CACHE_HOME` is set.
+pub fn cache() -> Result<PathBuf> {
     if let Some(cache) = std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         return Ok(PathBuf::from(cache).join("palisade"));
     }
@@ -270,6 +318,8 @@ fn decode(field: &str) -> Result<String> {
     if field == "-" {
         return Ok(String::new());
     }
-    let bytes = BASE64_STANDARD.decode(field).context("the answer of the JVM is not base64")?;
+    let bytes = BASE64_STANDARD
+        .decode(field)
+        .context("the answer of the JVM is not base64")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

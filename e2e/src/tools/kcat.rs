@@ -55,7 +55,10 @@ impl Kcat {
     /// # Errors
     /// When it cannot be run.
     pub fn consume(&self, topic: &str, more: &[&str]) -> Result<Outcome> {
-        self.run(&[&["-C", "-t", topic, "-o", "beginning", "-e", "-q"], more].concat(), "")
+        self.run(
+            &[&["-C", "-t", topic, "-o", "beginning", "-e", "-q"], more].concat(),
+            "",
+        )
     }
 
     /// Reads topics to their ends as a member of a group, one value a line.
@@ -73,7 +76,8 @@ impl Kcat {
     /// When it fails or prints something else.
     pub fn metadata(&self) -> Result<serde_json::Value> {
         let outcome = self.run(&["-L", "-J"], "")?.success()?;
-        serde_json::from_str(&outcome.stdout).with_context(|| format!("kcat -L -J printed {}", outcome.stdout))
+        serde_json::from_str(&outcome.stdout)
+            .with_context(|| format!("kcat -L -J printed {}", outcome.stdout))
     }
 
     /// Starts kcat with these arguments in the background.

@@ -42,7 +42,12 @@ impl Outcome {
     /// With all that the program wrote, otherwise.
     pub fn success(self) -> Result<Self> {
         if self.status != 0 {
-            bail!("`{}` ended with status {}:\n{}", self.what, self.status, self.text());
+            bail!(
+                "`{}` ended with status {}:\n{}",
+                self.what,
+                self.status,
+                self.text()
+            );
         }
         Ok(self)
     }
@@ -53,7 +58,11 @@ impl Outcome {
     /// With all that the program wrote, when it succeeded or said something else.
     pub fn refused(self, message: &str) -> Result<Self> {
         if self.status == 0 {
-            bail!("`{}` succeeded, but `{message}` was expected:\n{}", self.what, self.text());
+            bail!(
+                "`{}` succeeded, but `{message}` was expected:\n{}",
+                self.what,
+                self.text()
+            );
         }
         self.says(message)
     }
@@ -110,7 +119,9 @@ pub fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Outco
         stderr,
     };
     if status.is_none() {
-        outcome.stderr.push_str(&format!("\nkilled: it was still running after {limit:?}\n"));
+        outcome
+            .stderr
+            .push_str(&format!("\nkilled: it was still running after {limit:?}\n"));
     }
     Ok(outcome)
 }
@@ -174,7 +185,13 @@ impl Background {
     pub fn wait(&mut self, limit: Duration) -> Result<i32> {
         wait(&mut self.child, limit)
             .map(status_code)
-            .with_context(|| format!("`{}` is still running after {limit:?}:\n{}", self.what, self.log()))
+            .with_context(|| {
+                format!(
+                    "`{}` is still running after {limit:?}:\n{}",
+                    self.what,
+                    self.log()
+                )
+            })
     }
 
     /// Asks it to end (SIGTERM) and waits; kills it when `limit` has passed.
@@ -221,7 +238,11 @@ pub fn free_port() -> Result<u16> {
 ///
 /// # Errors
 /// When `limit` has passed; the message carries `what` and the last error of `look`.
-pub fn wait_until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn wait_until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<T>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         match look() {
@@ -276,9 +297,18 @@ mod tests {
 
     #[test]
     fn a_program_that_hangs_is_killed_and_says_so() {
-        let outcome = run(Command::new("sleep").arg("30"), b"", Duration::from_millis(100)).unwrap();
+        let outcome = run(
+            Command::new("sleep").arg("30"),
+            b"",
+            Duration::from_millis(100),
+        )
+        .unwrap();
         assert_eq!(outcome.status, 124);
-        assert!(outcome.stderr.contains("still running"), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("still running"),
+            "{}",
+            outcome.stderr
+        );
     }
 
     #[test]
@@ -291,7 +321,11 @@ mod tests {
     #[test]
     fn a_dropped_background_program_is_gone() {
         let directory = tempfile::tempdir().unwrap();
-        let child = Background::start(Command::new("sleep").arg("60"), &directory.path().join("log")).unwrap();
+        let child = Background::start(
+            Command::new("sleep").arg("60"),
+            &directory.path().join("log"),
+        )
+        .unwrap();
         let process = PathBuf::from(format!("/proc/{}", child.id()));
         assert!(process.exists());
         drop(child);

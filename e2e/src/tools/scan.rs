@@ -15,14 +15,21 @@ pub fn files_containing(directory: &Path, markers: &[&str]) -> Result<Vec<PathBu
     let mut found = Vec::new();
     let mut pending = vec![directory.to_owned()];
     while let Some(path) = pending.pop() {
-        let kind = fs::symlink_metadata(&path).with_context(|| format!("cannot look at {}", path.display()))?;
+        let kind = fs::symlink_metadata(&path)
+            .with_context(|| format!("cannot look at {}", path.display()))?;
         if kind.is_dir() {
-            for entry in fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))? {
+            for entry in
+                fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))?
+            {
                 pending.push(entry?.path());
             }
         } else if kind.is_file() {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            if markers.iter().any(|marker| contains(&bytes, marker.as_bytes())) {
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            if markers
+                .iter()
+                .any(|marker| contains(&bytes, marker.as_bytes()))
+            {
                 found.push(path);
             }
         }
@@ -31,7 +38,9 @@ pub fn files_containing(directory: &Path, markers: &[&str]) -> Result<Vec<PathBu
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
 }
 
 #[cfg(test)]
@@ -45,7 +54,14 @@ mod tests {
         let nested = directory.path().join("a/b");
         fs::create_dir_all(&nested).unwrap();
         fs::write(nested.join("clean"), b"nothing here").unwrap();
-        fs::write(nested.join("leak"), [&[0, 255, 7][..], b"marker", &[9]].concat()).unwrap();
-        assert_eq!(files_containing(directory.path(), &["marker"]).unwrap(), [nested.join("leak")]);
+        fs::write(
+            nested.join("leak"),
+            [&[0, 255, 7][..], b"marker", &[9]].concat(),
+        )
+        .unwrap();
+        assert_eq!(
+            files_containing(directory.path(), &["marker"]).unwrap(),
+            [nested.join("leak")]
+        );
     }
 }

@@ -66,10 +66,17 @@ impl RawClient {
         let socket = TcpStream::connect(("127.0.0.1", port)).context("cannot connect")?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
-        let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
+        let connection =
+            ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
         let mut stream = StreamOwned::new(connection, socket);
-        stream.conn.complete_io(&mut stream.sock).context("the TLS handshake failed")?;
-        Ok(Self { stream, correlation: 0 })
+        stream
+            .conn
+            .complete_io(&mut stream.sock)
+            .context("the TLS handshake failed")?;
+        Ok(Self {
+            stream,
+            correlation: 0,
+        })
     }
 
     /// Writes bytes as they are.
@@ -121,7 +128,11 @@ impl RawClient {
             bail!("the broker announced an answer of {length} bytes");
         }
         let mut body = vec![0; usize::try_from(length)?];
-        Ok(if self.fill(&mut body)? { Answer::Frame(body) } else { Answer::Closed })
+        Ok(if self.fill(&mut body)? {
+            Answer::Frame(body)
+        } else {
+            Answer::Closed
+        })
     }
 
     /// Reads until the broker closes the connection.
@@ -148,9 +159,18 @@ impl RawClient {
         }
         let message = format!("\0{user}\0{password}");
         let length = u32::try_from(message.len())?;
-        let answer = self.request(36, 0, &[&length.to_be_bytes()[..], message.as_bytes()].concat())?.frame()?;
+        let answer = self
+            .request(
+                36,
+                0,
+                &[&length.to_be_bytes()[..], message.as_bytes()].concat(),
+            )?
+            .frame()?;
         if answer.get(4..6) != Some(&[0, 0]) {
-            bail!("the broker refuses the password: {}", String::from_utf8_lossy(&answer));
+            bail!(
+                "the broker refuses the password: {}",
+                String::from_utf8_lossy(&answer)
+            );
         }
         Ok(())
     }
@@ -160,12 +180,18 @@ impl RawClient {
     /// # Errors
     /// When the answer is no HTTP.
     pub fn get(mut self, path: &str) -> Result<(u16, String)> {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         self.send(request.as_bytes())?;
         let answer = String::from_utf8(self.rest()?).context("the answer is not UTF-8")?;
-        let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP: {answer}"))?;
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .with_context(|| format!("no HTTP: {answer}"))?;
         let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        Ok((status.with_context(|| format!("no HTTP: {head}"))?, body.to_owned()))
+        Ok((
+            status.with_context(|| format!("no HTTP: {head}"))?,
+            body.to_owned(),
+        ))
     }
 
     /// Fills the buffer; false when the connection was closed before.
@@ -181,7 +207,10 @@ impl RawClient {
 fn is_closed(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe
+        io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
     )
 }
 
