@@ -145,6 +145,8 @@ impl ControlPlane {
         ]);
         api.args(["--service-cluster-ip-range", &self.service_range]);
         api.args(["--authorization-mode", "Node,RBAC"]);
+        // As everywhere: what a pod may ask for is for Pod Security to say, a namespace at a time.
+        api.arg("--allow-privileged");
         api.args(["--enable-admission-plugins", "NodeRestriction"]);
         api.args(["--kubelet-preferred-address-types", "InternalIP"]);
         if self.nodes {

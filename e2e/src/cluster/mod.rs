@@ -15,6 +15,7 @@ mod pki;
 mod preflight;
 mod process;
 mod programs;
+mod target;
 
 use std::path::Path;
 
@@ -22,6 +23,7 @@ pub use api_server::ApiServer;
 pub use built_in::Cluster;
 pub use error::{ClusterError, Inability};
 pub use programs::Program;
+pub use target::{SELECTION_VARIABLE, Selection, Target, helm};
 
 /// A client from a kubeconfig file.
 ///
