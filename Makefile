@@ -51,7 +51,7 @@ test: build ## Everything: unit, property, CRDs on a real API server, real clien
 
 .PHONY: e2e
 e2e: build ## Only the e2e on a cluster (CLUSTER=builtin|kind|current)
-	@$(CARGO) test $(ON) -p palisade-e2e --test cluster -- --nocapture
+	@$(CARGO) test $(ON) -p palisade-e2e --test cluster --test quickstart -- --nocapture
 
 .PHONY: crds
 crds: ## Write crds/yaml and the chart's copy from the Rust types
