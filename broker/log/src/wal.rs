@@ -275,12 +275,13 @@ impl Wal {
             threads: Vec::new(),
             _lock: lock,
         };
+        // The writer first: it is what ends the other one.
         for (name, run) in [
             (
-                "wal-files",
-                Box::new(move || pool.run()) as Box<dyn FnOnce() + Send>,
+                "wal-writer",
+                Box::new(move || writer.run()) as Box<dyn FnOnce() + Send>,
             ),
-            ("wal-writer", Box::new(move || writer.run())),
+            ("wal-files", Box::new(move || pool.run())),
         ] {
             let thread = thread::Builder::new()
                 .name(name.to_owned())
