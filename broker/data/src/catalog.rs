@@ -12,7 +12,7 @@ use palisade_metadata::{
     config::{self, Source},
 };
 use palisade_seal::{KeyProvider, KeyRing, SealError};
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::{
@@ -71,6 +71,8 @@ pub struct TopicSettings {
     pub min_insync_replicas: u32,
     /// `segment.bytes`; `None`: the broker's own default.
     pub segment_bytes: Option<u64>,
+    /// `segment.ms`, ms.
+    pub segment_age_ms: i64,
     /// `retention.ms`; `None`: for ever.
     pub retention_ms: Option<i64>,
     /// `retention.bytes` of a partition; `None`: no limit.
@@ -90,7 +92,7 @@ struct Cached {
 pub struct ImageCatalog {
     image: watch::Receiver<Arc<Image>>,
     provider: Arc<dyn KeyProvider>,
-    cache: Mutex<HashMap<TopicId, Cached>>,
+    cache: RwLock<HashMap<TopicId, Cached>>,
 }
 
 impl ImageCatalog {
@@ -100,7 +102,7 @@ impl ImageCatalog {
         Self {
             image,
             provider,
-            cache: Mutex::default(),
+            cache: RwLock::default(),
         }
     }
 
@@ -132,10 +134,10 @@ impl Catalog for ImageCatalog {
     fn topic(&self, id: TopicId) -> Result<Option<Arc<TopicView>>, SealError> {
         let image = self.image();
         let Some(topic) = image.topics.get(id) else {
-            self.cache.lock().remove(&id);
+            self.cache.write().remove(&id);
             return Ok(None);
         };
-        if let Some(cached) = self.cache.lock().get(&id)
+        if let Some(cached) = self.cache.read().get(&id)
             && Arc::ptr_eq(&cached.topic, topic)
             && Arc::ptr_eq(&cached.defaults, &image.broker_configs)
         {
@@ -148,12 +150,17 @@ impl Catalog for ImageCatalog {
             defaults: Arc::clone(&image.broker_configs),
             view: Arc::clone(&view),
         };
-        self.cache.lock().insert(id, cached);
+        self.cache.write().insert(id, cached);
         Ok(Some(view))
     }
 
     fn contains(&self, id: TopicId) -> bool {
-        self.image.borrow().topics.get(id).is_some()
+        let known = self.image.borrow().topics.get(id).is_some();
+        if !known {
+            // A deleted topic's keys must not outlive it in memory.
+            self.cache.write().remove(&id);
+        }
+        known
     }
 
     fn shard_of_group(&self, group: &str) -> Option<ShardId> {
@@ -185,6 +192,7 @@ fn settings(image: &Image, topic: &Topic) -> TopicSettings {
         },
         min_insync_replicas: found.min_insync_replicas,
         segment_bytes: configured.then_some(found.segment_bytes),
+        segment_age_ms: millis(found.segment_age),
         retention_ms: found.retention.map(millis),
         retention_bytes: found.retention_bytes,
         delete: found.cleanup.delete,

@@ -201,7 +201,7 @@ impl DataMachine {
         };
         let stored = partition
             .log
-            .append(meta, payload, slot.segment_bytes(), now_ms());
+            .append(meta, payload, slot.rolling(), now_ms());
         match stored.map_err(|error| malformed(&error.to_string()))? {
             Stored::OnDisk => {}
             Stored::InMemory(error) => {
@@ -302,7 +302,7 @@ impl DataMachine {
             };
             partition
                 .log
-                .sync(slot.segment_bytes(), now)
+                .sync(slot.rolling(), now)
                 .map_err(DataError::Log)?;
             let replicated = partition.replicated.lock();
             partitions.push(PartitionManifest {

@@ -14,13 +14,14 @@ use palisade_coordinator::offsets::OffsetStore;
 use palisade_log::{
     LogError, PartitionIndex, ShardId, TopicId,
     fs::FileSystem,
-    segment::{PartitionLog, PartitionPlace, PartitionState},
+    segment::{PartitionLog, PartitionPlace, PartitionState, Rolling},
 };
 use palisade_seal::FileKeys;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
 use crate::{
+    catalog::TopicSettings,
     command::Key,
     slot::{Partition, Replicated, Slot},
     types::DataError,
@@ -84,11 +85,15 @@ impl ShardData {
             return slot;
         }
         let mut slots = self.slots.write();
-        Arc::clone(
-            slots
-                .entry(key)
-                .or_insert_with(|| Arc::new(Slot::new(key, self.default_segment_bytes))),
-        )
+        Arc::clone(slots.entry(key).or_insert_with(|| {
+            Arc::new(Slot::new(
+                key,
+                Rolling {
+                    bytes: self.default_segment_bytes,
+                    age_ms: i64::MAX,
+                },
+            ))
+        }))
     }
 
     pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
@@ -104,9 +109,12 @@ impl ShardData {
             .collect()
     }
 
-    /// A segment size as topics may have one, or the broker's own.
-    pub(crate) fn segment_bytes(&self, configured: Option<u64>) -> u64 {
-        configured.unwrap_or(self.default_segment_bytes)
+    /// When segments of a topic are rolled; the size is the broker's own when the topic has none.
+    pub(crate) fn rolling(&self, settings: &TopicSettings) -> Rolling {
+        Rolling {
+            bytes: settings.segment_bytes.unwrap_or(self.default_segment_bytes),
+            age_ms: settings.segment_age_ms,
+        }
     }
 
     /// Makes or takes back a partition.
@@ -146,7 +154,7 @@ impl ShardData {
         let now = now_ms();
         for slot in self.slots() {
             if let Some(partition) = slot.partition() {
-                partition.log.sync(slot.segment_bytes(), now)?;
+                partition.log.sync(slot.rolling(), now)?;
             }
         }
         Ok(())
@@ -161,7 +169,7 @@ impl ShardData {
         let mut failed = false;
         for slot in self.slots() {
             if let Some(partition) = slot.partition()
-                && let Err(error) = partition.log.flush(slot.segment_bytes(), now)
+                && let Err(error) = partition.log.flush(slot.rolling(), now)
             {
                 tracing::debug!(%error, "batches still wait in memory");
                 failed = true;

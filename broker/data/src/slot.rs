@@ -2,13 +2,13 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
-use palisade_log::{Offset, segment::PartitionLog};
+use palisade_log::{
+    Offset,
+    segment::{PartitionLog, Rolling},
+};
 use palisade_seal::Sealer;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -23,17 +23,17 @@ pub(crate) struct Slot {
     pub(crate) leader: Mutex<LeaderSide>,
     /// Who waits for records.
     pub(crate) waiters: Waiters,
-    segment_bytes: AtomicU64,
+    rolling: Mutex<Rolling>,
     partition: RwLock<Option<Arc<Partition>>>,
 }
 
 impl Slot {
-    pub(crate) fn new(key: Key, segment_bytes: u64) -> Self {
+    pub(crate) fn new(key: Key, rolling: Rolling) -> Self {
         Self {
             key,
             leader: Mutex::default(),
             waiters: Waiters::default(),
-            segment_bytes: AtomicU64::new(segment_bytes),
+            rolling: Mutex::new(rolling),
             partition: RwLock::new(None),
         }
     }
@@ -46,13 +46,13 @@ impl Slot {
         *self.partition.write() = Some(Arc::new(partition));
     }
 
-    /// Size at which a segment is rolled, as the topic says at the moment.
-    pub(crate) fn segment_bytes(&self) -> u64 {
-        self.segment_bytes.load(Ordering::Relaxed)
+    /// When a segment is rolled, as the topic says at the moment.
+    pub(crate) fn rolling(&self) -> Rolling {
+        *self.rolling.lock()
     }
 
-    pub(crate) fn set_segment_bytes(&self, bytes: u64) {
-        self.segment_bytes.store(bytes, Ordering::Relaxed);
+    pub(crate) fn set_rolling(&self, rolling: Rolling) {
+        *self.rolling.lock() = rolling;
     }
 }
 

@@ -182,7 +182,7 @@ impl DataPlane {
         let slot = handle.data.slot(key)?;
         let partition = slot.partition()?;
         let settings = self.catalog.topic(key.0).ok()??.settings;
-        slot.set_segment_bytes(handle.data.segment_bytes(settings.segment_bytes));
+        slot.set_rolling(handle.data.rolling(&settings));
         if !settings.delete {
             return None;
         }

@@ -26,7 +26,7 @@ use palisade_shard::{Leadership, NodeId, Shard, ShardConfig};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 
 use crate::{
@@ -66,7 +66,7 @@ impl DataOptions {
             node: NodeId(0),
             data_shards: 4,
             segment_bytes: 256 << 20,
-            checkpoint_wal_bytes: 64 << 20,
+            checkpoint_wal_bytes: 32 << 20,
             housekeeping: Duration::from_secs(10),
             fs: Arc::new(RealFs),
         }
@@ -94,6 +94,26 @@ struct ShardHandle {
 }
 
 impl ShardHandle {
+    async fn start(
+        setup: ShardSetup,
+        node: NodeId,
+        wal: Arc<Wal>,
+        replay: Vec<WalRecord>,
+    ) -> Result<Self, DataError> {
+        let config = ShardConfig::new(setup.id, node);
+        let opened = tokio::task::spawn_blocking(move || DataMachine::open(setup)).await;
+        let (machine, data) = opened.map_err(|error| DataError::Shard(error.to_string()))??;
+        let shard = Shard::start(config, wal, replay, machine)
+            .await
+            .map_err(|error| DataError::Shard(error.to_string()))?;
+        let leadership = shard.leadership();
+        Ok(Self {
+            shard,
+            data,
+            leadership,
+        })
+    }
+
     fn term(&self) -> Option<u64> {
         self.leadership
             .borrow()
@@ -134,7 +154,8 @@ impl DataPlane {
         catalog: Arc<dyn Catalog>,
     ) -> Result<Arc<Self>, DataError> {
         let checkpoint_due = Arc::new(Notify::new());
-        let mut shards = BTreeMap::new();
+        // Side by side: each replays its part of the write-ahead log.
+        let mut starting = JoinSet::new();
         for id in (1..=options.data_shards).map(ShardId) {
             let setup = ShardSetup {
                 id,
@@ -145,21 +166,18 @@ impl DataPlane {
                 checkpoint_bytes: options.checkpoint_wal_bytes,
                 segment_bytes: options.segment_bytes,
             };
-            let (machine, data) = DataMachine::open(setup)?;
             let replay = recovered.remove(&id).unwrap_or_default();
-            let config = ShardConfig::new(id, options.node);
-            let shard = Shard::start(config, Arc::clone(&wal), replay, machine)
-                .await
-                .map_err(|error| DataError::Shard(error.to_string()))?;
-            let leadership = shard.leadership();
-            shards.insert(
-                id,
-                ShardHandle {
-                    shard,
-                    data,
-                    leadership,
-                },
-            );
+            starting.spawn(ShardHandle::start(
+                setup,
+                options.node,
+                Arc::clone(&wal),
+                replay,
+            ));
+        }
+        let mut shards = BTreeMap::new();
+        while let Some(started) = starting.join_next().await {
+            let handle = started.map_err(|error| DataError::Shard(error.to_string()))??;
+            shards.insert(handle.data.id, handle);
         }
         let plane = Arc::new(Self {
             shards,

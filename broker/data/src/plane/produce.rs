@@ -92,7 +92,7 @@ impl DataPlane {
         let log_append_time = (settings.rules.timestamp_type == TimestampType::LogAppendTime)
             .then_some(valid.header.max_timestamp);
         let slot = located.slot();
-        slot.set_segment_bytes(located.handle.data.segment_bytes(settings.segment_bytes));
+        slot.set_rolling(located.handle.data.rolling(settings));
 
         let mut leader = slot.leader.lock();
         leader.enter(&slot, located.term)?;

@@ -77,6 +77,7 @@ pub(super) struct Segment {
 #[derive(Clone, Copy, Debug)]
 struct Ends {
     end: Offset,
+    begun_at: i64,
     max_timestamp: i64,
     appended_at: i64,
 }
@@ -125,6 +126,7 @@ impl Segment {
             length: AtomicU64::new(frames_begin),
             ends: Mutex::new(Ends {
                 end: base,
+                begun_at: now_ms,
                 max_timestamp: -1,
                 appended_at: now_ms,
             }),
@@ -157,6 +159,7 @@ impl Segment {
             length: AtomicU64::new(state.length),
             ends: Mutex::new(Ends {
                 end: state.end,
+                begun_at: state.begun_at,
                 max_timestamp: state.max_timestamp,
                 appended_at: state.appended_at,
             }),
@@ -175,6 +178,7 @@ impl Segment {
             end: ends.end,
             length: self.length(),
             max_timestamp: ends.max_timestamp,
+            begun_at: ends.begun_at,
             appended_at: ends.appended_at,
             damage: self.damage(),
         }

@@ -42,4 +42,4 @@ mod tests;
 
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
-pub use state::{PartitionState, QuarantinedSegment, SegmentState};
+pub use state::{PartitionState, QuarantinedSegment, Rolling, SegmentState};

@@ -12,7 +12,7 @@ use palisade_seal::FileKeys;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, PartitionState, QuarantinedSegment,
+    FrameMeta, PartitionState, QuarantinedSegment, Rolling,
     file::{Segment, Surroundings},
     state::retention_start,
 };
@@ -106,7 +106,7 @@ impl PartitionLog {
         })
     }
 
-    /// Appends a batch, which must begin at the end of the log. `segment_bytes` is the size at which a new segment begins, `now_ms` the broker's clock.
+    /// Appends a batch, which must begin at the end of the log. `rolling` says when a new segment begins, `now_ms` the broker's clock.
     ///
     /// # Errors
     /// [`LogError::Invalid`] when the batch does not follow the one before or is no sealed batch. Trouble with the disk is no error, see [`Stored`].
@@ -114,7 +114,7 @@ impl PartitionLog {
         &self,
         meta: FrameMeta,
         payload: Bytes,
-        segment_bytes: u64,
+        rolling: Rolling,
         now_ms: i64,
     ) -> Result<Stored, LogError> {
         let mut writer = self.writer.lock();
@@ -133,7 +133,7 @@ impl PartitionLog {
             )));
         };
         let outcome = if backlog_empty {
-            self.write(&mut writer, &meta, &payload, segment_bytes, now_ms)
+            self.write(&mut writer, &meta, &payload, rolling, now_ms)
         } else {
             Err(LogError::Invalid(
                 "batches before it wait to be written".to_owned(),
@@ -154,13 +154,13 @@ impl PartitionLog {
     ///
     /// # Errors
     /// The first failure; the rest goes on waiting.
-    pub fn flush(&self, segment_bytes: u64, now_ms: i64) -> Result<(), LogError> {
+    pub fn flush(&self, rolling: Rolling, now_ms: i64) -> Result<(), LogError> {
         let mut writer = self.writer.lock();
         loop {
             let Some((meta, payload)) = self.inner.read().backlog.front().cloned() else {
                 return Ok(());
             };
-            self.write(&mut writer, &meta, &payload, segment_bytes, now_ms)?;
+            self.write(&mut writer, &meta, &payload, rolling, now_ms)?;
             self.inner.write().backlog.pop_front();
         }
     }
@@ -340,8 +340,8 @@ impl PartitionLog {
     ///
     /// # Errors
     /// When something cannot be written or synced; another call tries again.
-    pub fn sync(&self, segment_bytes: u64, now_ms: i64) -> Result<(), LogError> {
-        self.flush(segment_bytes, now_ms)?;
+    pub fn sync(&self, rolling: Rolling, now_ms: i64) -> Result<(), LogError> {
+        self.flush(rolling, now_ms)?;
         let segments = self.inner.read().segments.clone();
         for segment in segments {
             if segment.damage().is_none() {
@@ -427,13 +427,13 @@ impl PartitionLog {
         writer: &mut Writer,
         meta: &FrameMeta,
         payload: &Bytes,
-        segment_bytes: u64,
+        rolling: Rolling,
         now_ms: i64,
     ) -> Result<(), LogError> {
         let active = self.inner.read().segments.last().cloned();
         let active = active.filter(|segment| {
             segment.damage().is_none()
-                && (segment.end() == segment.base || segment.length() < segment_bytes)
+                && (segment.end() == segment.base || !rolling.is_full(&segment.state(), now_ms))
         });
         if let Some(segment) = active {
             match self.write_to(&segment, writer, meta, payload, now_ms) {

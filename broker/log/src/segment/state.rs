@@ -24,10 +24,27 @@ pub struct SegmentState {
     pub length: u64,
     /// Latest timestamp of a record, ms; -1 when there is none.
     pub max_timestamp: i64,
+    /// When it was begun on this broker's clock, ms: a segment is rolled when it reaches an age.
+    pub begun_at: i64,
     /// When it was last appended to on this broker's clock, ms: its age when no record has a timestamp.
     pub appended_at: i64,
     /// Set once damage was found in it.
     pub damage: Option<Damage>,
+}
+
+/// When a segment is full, so that the next batch begins a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rolling {
+    /// Size of the file in bytes (`segment.bytes`).
+    pub bytes: u64,
+    /// Age in ms (`segment.ms`): without it, a partition that is rarely written to would keep its oldest records for ever.
+    pub age_ms: i64,
+}
+
+impl Rolling {
+    pub(super) fn is_full(&self, segment: &SegmentState, now_ms: i64) -> bool {
+        segment.length >= self.bytes || now_ms.saturating_sub(segment.begun_at) >= self.age_ms
+    }
 }
 
 /// Damage that was found in a segment.
@@ -94,9 +111,21 @@ mod tests {
             end: Offset(base + 10),
             length,
             max_timestamp,
+            begun_at: 0,
             appended_at: 500,
             damage: None,
         }
+    }
+
+    #[test]
+    fn a_segment_is_full_by_size_or_by_age() {
+        let rolling = Rolling {
+            bytes: 100,
+            age_ms: 1000,
+        };
+        assert!(!rolling.is_full(&segment(0, 99, 0), 999));
+        assert!(rolling.is_full(&segment(0, 100, 0), 0));
+        assert!(rolling.is_full(&segment(0, 1, 0), 1000));
     }
 
     #[test]

@@ -5,14 +5,17 @@ use std::{fs, path::Path, sync::Arc};
 
 use crate::{
     LeaderEpoch, LogError, Offset, PartitionIndex, TopicId,
-    segment::{FrameMeta, PartitionLog, PartitionPlace, PartitionState, Stored},
+    segment::{FrameMeta, PartitionLog, PartitionPlace, PartitionState, Rolling, Stored},
     testing::FaultFs,
 };
 use bytes::Bytes;
 use palisade_seal::{DirectoryProvider, FileKeys, KeyProvider};
 use proptest::prelude::*;
 
-const SEGMENT: u64 = 4096;
+const ROLLING: Rolling = Rolling {
+    bytes: 4096,
+    age_ms: i64::MAX,
+};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -84,7 +87,7 @@ fn batch(base: i64, count: i64, size: usize) -> (FrameMeta, Bytes) {
 }
 
 fn append(log: &PartitionLog, (meta, payload): &(FrameMeta, Bytes)) -> Stored {
-    log.append(*meta, payload.clone(), SEGMENT, 1000).unwrap()
+    log.append(*meta, payload.clone(), ROLLING, 1000).unwrap()
 }
 
 fn filled(bench: &Bench, batches: i64) -> PartitionLog {
@@ -141,6 +144,27 @@ fn rolls_by_size_and_reads_across_segments() {
 }
 
 #[test]
+fn rolls_by_age_so_that_old_records_can_expire() {
+    let bench = Bench::new();
+    let log = bench.open(&PartitionState::default());
+    let rolling = Rolling {
+        bytes: u64::MAX,
+        age_ms: 100,
+    };
+    for (n, now) in [(0, 1000), (1, 1099), (2, 1100), (3, 1150)] {
+        let (meta, payload) = batch(n, 1, 50);
+        log.append(meta, payload, rolling, now).unwrap();
+    }
+    let bases: Vec<_> = log
+        .state()
+        .segments
+        .iter()
+        .map(|segment| segment.base.0)
+        .collect();
+    assert_eq!(bases, [0, 2]);
+}
+
+#[test]
 fn a_batch_larger_than_segment_and_window_comes_back() {
     let bench = Bench::new();
     let log = bench.open(&PartitionState::default());
@@ -149,7 +173,7 @@ fn a_batch_larger_than_segment_and_window_comes_back() {
         .iter()
         .for_each(|entry| assert!(matches!(append(&log, entry), Stored::OnDisk)));
     assert_eq!(log.read(Offset(0), 10).unwrap(), large[..1]);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let again = bench.open(&log.state());
     assert_eq!(read_all(&again).unwrap(), large);
 }
@@ -159,7 +183,7 @@ fn what_is_not_in_order_is_refused() {
     let bench = Bench::new();
     let log = filled(&bench, 1);
     for (meta, payload) in [batch(3, 1, 50), batch(0, 1, 50)] {
-        let error = log.append(meta, payload, SEGMENT, 0).unwrap_err();
+        let error = log.append(meta, payload, ROLLING, 0).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -173,7 +197,7 @@ fn what_is_not_in_order_is_refused() {
 fn a_restart_comes_back_to_the_manifest_and_no_further() {
     let bench = Bench::new();
     let log = filled(&bench, 5);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let manifest = log.state();
     for n in 5..20 {
         append(&log, &batch(n * 2, 2, 1000));
@@ -205,7 +229,7 @@ fn start_advances_by_retention_and_never_back() {
     let start = log.retention_start(0, None, Some(9000)).unwrap();
     assert_eq!(log.advance_start(start), start);
     assert!(
-        log.size() >= 9000 && log.size() < 9000 + 2 * SEGMENT,
+        log.size() >= 9000 && log.size() < 9000 + 2 * ROLLING.bytes,
         "{}",
         log.size()
     );
@@ -226,7 +250,7 @@ fn start_advances_by_retention_and_never_back() {
 fn segments_removed_after_the_manifest_are_no_trouble_at_the_next_start() {
     let bench = Bench::new();
     let log = filled(&bench, 20);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let manifest = log.state();
     log.advance_start(Offset(20));
     drop(log);
@@ -249,15 +273,13 @@ fn damage_anywhere_quarantines_the_segment_and_only_that() {
     ] {
         let bench = Bench::new();
         let log = filled(&bench, 20);
-        log.sync(SEGMENT, 0).unwrap();
+        log.sync(ROLLING, 0).unwrap();
         let log = bench.open(&log.state());
         let file = bench.dir.path().join("p").join(&bench.files()[0]);
         damage(&file, at);
-        let error = loop {
-            match read_all(&log) {
-                Err(error) => break error,
-                Ok(all) => panic!("{what}: {} batches were served", all.len()),
-            }
+        let error = match read_all(&log) {
+            Err(error) => error,
+            Ok(all) => panic!("{what}: {} batches were served", all.len()),
         };
         let LogError::Corrupt {
             file: named,
@@ -290,7 +312,7 @@ fn damage_anywhere_quarantines_the_segment_and_only_that() {
         );
         // Appending goes on, and the mark outlives a restart, with and without a new manifest.
         append(&log, &batch(40, 2, 100));
-        log.sync(SEGMENT, 0).unwrap();
+        log.sync(ROLLING, 0).unwrap();
         let again = bench.open(&log.state());
         assert_eq!(again.quarantined(), listed);
         assert_eq!(again.read(Offset(40), 1).unwrap(), vec![batch(40, 2, 100)]);
@@ -301,7 +323,7 @@ fn damage_anywhere_quarantines_the_segment_and_only_that() {
 fn damage_in_the_active_segment_lets_appends_go_on_in_a_new_one() {
     let bench = Bench::new();
     let log = filled(&bench, 2);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let log = bench.open(&log.state());
     damage(&bench.dir.path().join("p").join(&bench.files()[0]), 200);
     assert!(matches!(append(&log, &batch(4, 2, 100)), Stored::OnDisk));
@@ -314,7 +336,7 @@ fn damage_in_the_active_segment_lets_appends_go_on_in_a_new_one() {
 fn a_segment_put_in_place_of_another_is_refused() {
     let bench = Bench::new();
     let log = filled(&bench, 20);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let (state, files) = (log.state(), bench.files());
     let dir = bench.dir.path().join("p");
     fs::copy(dir.join(&files[1]), dir.join(&files[0])).unwrap();
@@ -329,7 +351,7 @@ fn a_segment_put_in_place_of_another_is_refused() {
 fn a_shortened_file_is_damage() {
     let bench = Bench::new();
     let log = filled(&bench, 2);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let state = log.state();
     let path = bench.dir.path().join("p").join(&bench.files()[0]);
     let length = fs::metadata(&path).unwrap().len();
@@ -353,7 +375,7 @@ fn a_shortened_file_is_damage() {
 fn another_kek_is_a_key_error_and_quarantines_nothing() {
     let bench = Bench::new();
     let log = filled(&bench, 2);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     let state = log.state();
     let other: Arc<dyn KeyProvider> =
         Arc::new(DirectoryProvider::create(bench.dir.path().join("other")).unwrap());
@@ -394,9 +416,9 @@ fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
         log.offset_for_timestamp(140, Offset(0)).unwrap(),
         Some(Offset(14))
     );
-    assert!(log.sync(SEGMENT, 0).unwrap_err().is_full());
+    assert!(log.sync(ROLLING, 0).unwrap_err().is_full());
     bench.fs.set_space(None);
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     assert_eq!(log.backlog(), 0);
     assert_eq!(
         read_all(&bench.open(&log.state())).unwrap(),
@@ -410,7 +432,7 @@ fn a_failed_sync_is_tried_again() {
     let log = filled(&bench, 3);
     bench.fs.fail_syncs(true);
     assert!(
-        log.sync(SEGMENT, 0)
+        log.sync(ROLLING, 0)
             .unwrap_err()
             .to_string()
             .contains("injected")
@@ -418,10 +440,10 @@ fn a_failed_sync_is_tried_again() {
     bench.fs.fail_syncs(false);
     let syncs = || bench.fs.syncs();
     let before = syncs();
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     assert!(syncs() > before);
     let after = syncs();
-    log.sync(SEGMENT, 0).unwrap();
+    log.sync(ROLLING, 0).unwrap();
     assert_eq!(syncs(), after, "nothing to do");
 }
 
@@ -491,7 +513,7 @@ proptest! {
                     prop_assert_eq!(log.advance_start(Offset(start)), Offset(start));
                 }
                 Step::Checkpoint => {
-                    if log.sync(SEGMENT, 0).is_ok() {
+                    if log.sync(ROLLING, 0).is_ok() {
                         saved = (log.state(), model.clone(), start, end);
                     }
                 }

@@ -60,6 +60,7 @@ impl TestCatalog {
             },
             min_insync_replicas: 1,
             segment_bytes: Some(16 << 10),
+            segment_age_ms: i64::MAX,
             retention_ms: None,
             retention_bytes: None,
             delete: true,
