@@ -86,7 +86,10 @@ fuzz_target!(|data: &[u8]| {
                     *byte = change[3];
                 }
             }
-            2 => bytes.copy_within(0..at.min(bytes.len() / 2), bytes.len() / 2),
+            2 => {
+                let half = bytes.len() / 2;
+                bytes.copy_within(0..at.min(half), half);
+            }
             _ => {
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte ^= change[3];
