@@ -144,6 +144,9 @@ pub struct RotationTrigger {
     pub schedule: Option<Schedule>,
     /// One time, not before this moment (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(
+        pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-](0[0-9]|1[0-4]):[0-5][0-9])$"
+    ))]
     pub at: Option<Time>,
 }
 

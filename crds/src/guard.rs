@@ -7,7 +7,7 @@ use std::{fmt, sync::OnceLock};
 
 use kube::{
     CustomResourceExt,
-    core::cel::{CompiledSchema, Validator, compile_schema},
+    core::cel::{CompiledSchema, compile_schema, validate_compiled},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -89,7 +89,6 @@ pub fn check_json<T: Guarded>(object: &Value, former: Option<&Value>) -> Result<
     let rules = T::compiled()
         .as_ref()
         .map_err(|problem| Violations(vec![problem.clone()]))?;
-    Validator::new()
-        .validate_compiled(rules, object, former)
+    validate_compiled(rules, object, former)
         .map_err(|errors| Violations(errors.as_slice().iter().map(ToString::to_string).collect()))
 }

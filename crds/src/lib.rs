@@ -6,6 +6,8 @@
 
 // The derive of the schemas repeats each type, with its visibility, inside a function, where `pub` reaches nobody.
 #![allow(unreachable_pub)]
+// Printer columns of one type look like duplicates to it.
+#![allow(clippy::duplicated_attributes)]
 
 mod acl;
 mod cert_rotation;

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     AuthenticationType, NameRef, Period, QuotaLimits, ReclaimPolicy, SecureClusterStatus, Size,
@@ -141,13 +141,42 @@ const fn one() -> i32 {
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// What the scheduler sets aside, such as `{cpu: "1", memory: 1Gi}`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "quantities"
+    )]
     #[schemars(extend("maxProperties" = 8))]
     pub requests: BTreeMap<String, Quantity>,
     /// What it may use at most, such as `{memory: 2Gi}`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "quantities"
+    )]
     #[schemars(extend("maxProperties" = 8))]
     pub limits: BTreeMap<String, Quantity>,
+}
+
+/// Quantities as YAML has them: `cpu: 1` is a number to it and is stored as one.
+fn quantities<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Quantity>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(i64),
+        Text(String),
+    }
+    let written = BTreeMap::<String, Written>::deserialize(deserializer)?;
+    let quantity = |written| match written {
+        Written::Number(number) => Quantity(number.to_string()),
+        Written::Text(text) => Quantity(text),
+    };
+    Ok(written
+        .into_iter()
+        .map(|(name, value)| (name, quantity(value)))
+        .collect())
 }
 
 /// Additions to the broker pods, merged into what the operator makes; its own labels, annotations and security settings win.
@@ -371,9 +400,17 @@ pub struct ListenerLimits {
     pub max_connections_per_ip: Option<i32>,
     /// Exceptions to `maxConnectionsPerIp`, by address.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 256))]
+    #[schemars(schema_with = "connections_by_address")]
     #[x_kube(validation = ("self.all(ip, ip.size() <= 45 && isIP(ip))", "maxConnectionsPerIpOverrides has a key that is not an address: write IP addresses such as 10.0.0.9"))]
     pub max_connections_per_ip_overrides: BTreeMap<String, i32>,
+}
+
+fn connections_by_address(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 256,
+        "additionalProperties": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 1_000_000 },
+    })
 }
 
 /// The authorities and what they issue.

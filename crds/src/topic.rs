@@ -58,12 +58,20 @@ pub struct TopicSpec {
     pub replication_factor: i32,
     /// Kafka topic configurations, such as `retention.ms: "604800000"`; values are strings. What is left out has the broker's default.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 64), inner(length(max = 1024)))]
+    #[schemars(schema_with = "configurations")]
     #[x_kube(validation = ("self.all(key, key.matches('^[a-z][a-z0-9.]{0,99}$'))", "not a topic configuration: write Kafka's name in lower case with dots, such as retention.ms"))]
     pub config: BTreeMap<String, String>,
     /// What deleting this object does: `Retain` keeps the topic and its data, `Delete` deletes both.
     #[serde(default)]
     pub reclaim_policy: ReclaimPolicy,
+}
+
+fn configurations(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": { "type": "string", "maxLength": 1024 },
+    })
 }
 
 impl Topic {

@@ -81,7 +81,7 @@ pub struct Size(pub u64);
 text_type!(
     Size,
     max = 20,
-    rule = "self.matches('^[0-9]{1,15}(Ki|Mi|Gi|Ti|k|M|G|T)?$')",
+    rule = "self.matches('^([0-9]{1,15}|[0-9]{1,12}(Ki|k)|[0-9]{1,9}(Mi|M)|[0-9]{1,6}(Gi|G)|[0-9]{1,4}(Ti|T))$')",
     message = "not a size: write a whole number of bytes, or one with Ki, Mi, Gi, Ti, k, M, G or T, such as 10Mi"
 );
 

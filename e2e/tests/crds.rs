@@ -251,6 +251,61 @@ async fn an_object_of_each_kind_is_accepted_and_completed_with_defaults() {
     );
 }
 
+/// One object that cannot be read ends the watch of its whole kind, so what is admitted must be readable, however it is written.
+#[tokio::test]
+async fn what_is_admitted_can_be_read() {
+    let client = client("readable").await;
+    let table = Table::load();
+    let mut cluster = table.bases["SecureCluster"].clone();
+    cluster["spec"]["brokers"] = json!({"resources": {"requests": {"cpu": 1, "memory": 268_435_456}, "limits": {"memory": "1.5Gi"}}});
+    cluster["spec"]["listeners"][0]["limits"] =
+        json!({"maxConnectionsPerIpOverrides": {"10.0.0.9": 1_000_000, "fd00::9": 1}});
+    dynamic(&client, "readable", "SecureCluster")
+        .create(&PostParams::default(), &object(&cluster))
+        .await
+        .unwrap();
+    let read = Api::<SecureCluster>::namespaced(client.clone(), "readable")
+        .get("events")
+        .await
+        .unwrap();
+    assert_eq!(read.spec.brokers.resources.unwrap().requests["cpu"].0, "1");
+
+    let rotations = dynamic(&client, "readable", "CertRotation");
+    for (name, trigger) in [
+        ("zulu", json!({"at": "2027-01-01T03:00:00Z"})),
+        ("offset", json!({"at": "2027-01-01T03:00:00.5+02:00"})),
+        ("cron", json!({"schedule": "00 03 01,15 */3 1-5"})),
+    ] {
+        let mut rotation = table.bases["CertRotation"].clone();
+        rotation["metadata"]["name"] = json!(name);
+        rotation["spec"]["trigger"] = trigger;
+        rotations
+            .create(&PostParams::default(), &object(&rotation))
+            .await
+            .unwrap();
+    }
+    let read = Api::<CertRotation>::namespaced(client, "readable")
+        .list(&Default::default())
+        .await
+        .unwrap();
+    assert_eq!(read.items.len(), 3);
+    for at in [
+        "2027-01-01",
+        "2027-01-01T03:00:00",
+        "2027-13-01T03:00:00Z",
+        "tomorrow",
+        "2027-01-01t03:00:00z",
+    ] {
+        let mut rotation = table.bases["CertRotation"].clone();
+        rotation["spec"]["trigger"] = json!({"at": at});
+        refusal_of(
+            rotations
+                .create(&PostParams::default(), &object(&rotation))
+                .await,
+        );
+    }
+}
+
 #[tokio::test]
 async fn storage_and_partitions_may_grow() {
     let client = client("growth").await;

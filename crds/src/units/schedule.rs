@@ -140,7 +140,7 @@ fn field_set(field: &str, low: u32, high: u32) -> Option<u64> {
 }
 
 fn small_number(text: &str) -> Option<u32> {
-    if text.is_empty() || text.len() > 3 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    if text.is_empty() || text.len() > 2 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     text.parse().ok()
@@ -182,23 +182,34 @@ impl JsonSchema for Schedule {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        // Numbers are bounded field by field so that what the API server admits is what the parser reads.
         json_schema!({
             "type": "string",
             "maxLength": 128,
             "x-kubernetes-validations": [{
-                "rule": concat!(
-                    "self.matches('^",
-                    "(([*]|[0-5]?[0-9](-[0-5]?[0-9])?)(/[1-9][0-9]?)?,?)+ +",
-                    "(([*]|(1?[0-9]|2[0-3])(-(1?[0-9]|2[0-3]))?)(/[1-9][0-9]?)?,?)+ +",
-                    "(([*]|([1-9]|[12][0-9]|3[01])(-([1-9]|[12][0-9]|3[01]))?)(/[1-9][0-9]?)?,?)+ +",
-                    "(([*]|([1-9]|1[0-2])(-([1-9]|1[0-2]))?)(/[1-9][0-9]?)?,?)+ +",
-                    "(([*]|[0-7](-[0-7])?)(/[1-9][0-9]?)?,?)+$')"
-                ),
+                "rule": admission_rule(),
                 "message": "not a schedule: write five cron fields in UTC (minute hour day-of-month month day-of-week), such as 0 3 1 1 *",
             }],
         })
     }
+}
+
+/// What the parser reads, in CEL: an object that the API server admits must be one that the operator can read.
+fn admission_rule() -> String {
+    let numbers = [
+        "[0-5]?[0-9]",
+        "([01]?[0-9]|2[0-3])",
+        "(0?[1-9]|[12][0-9]|3[01])",
+        "(0?[1-9]|1[0-2])",
+        "0?[0-7]",
+    ];
+    let fields = numbers.map(|number| {
+        let part = format!("([*]|{number}(-{number})?)(/(0?[1-9]|[1-9][0-9]))?");
+        format!("{part}(,{part})*")
+    });
+    format!(
+        "self.matches('^{}$') && self.findAll('[0-9]+-[0-9]+').all(range, int(range.split('-')[0]) <= int(range.split('-')[1]))",
+        fields.join(" +")
+    )
 }
 
 #[cfg(test)]
