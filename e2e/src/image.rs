@@ -9,10 +9,12 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
+use tempfile::TempDir;
 
 use crate::cluster::command::{installed, run};
 use crate::cluster::{ClusterError, Program};
@@ -45,6 +47,8 @@ pub struct Image {
     entrypoint: Vec<String>,
     user: u32,
     entries: BTreeMap<PathBuf, Entry>,
+    /// Files that were made for the image, for as long as it is there.
+    made: Vec<Arc<TempDir>>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,6 +67,7 @@ impl Image {
             entrypoint: entrypoint.iter().map(|it| (*it).to_owned()).collect(),
             user: USER,
             entries: BTreeMap::new(),
+            made: Vec::new(),
         };
         image
             .entry("/tmp", Entry::Directory { mode: 0o1777 })
@@ -104,6 +109,18 @@ impl Image {
         ))
     }
 
+    /// Like [`Image::program`], without the symbols, which are most of a binary that was not built for release.
+    ///
+    /// # Errors
+    /// As [`Image::program`].
+    pub fn stripped_program(mut self, path: &str, source: &Path) -> Result<Self, ClusterError> {
+        let directory = TempDir::new().map_err(ClusterError::io(std::env::temp_dir()))?;
+        let stripped = directory.path().join("program");
+        strip(source, &stripped)?;
+        self.made.push(Arc::new(directory));
+        self.program(path, &stripped)
+    }
+
     fn entry(mut self, path: &str, entry: Entry) -> Self {
         self.entries.insert(path.into(), entry);
         self
@@ -114,7 +131,8 @@ impl Image {
     /// # Errors
     /// As [`Image::program`].
     pub fn operator(binary: &Path) -> Result<Self, ClusterError> {
-        Self::new(OPERATOR_IMAGE, &["/palisade-operator"]).program("/palisade-operator", binary)
+        Self::new(OPERATOR_IMAGE, &["/palisade-operator"])
+            .stripped_program("/palisade-operator", binary)
     }
 
     /// The broker's image, from its binary.
@@ -122,7 +140,7 @@ impl Image {
     /// # Errors
     /// As [`Image::program`].
     pub fn broker(binary: &Path) -> Result<Self, ClusterError> {
-        Self::new(BROKER_IMAGE, &["/palisade-broker"]).program("/palisade-broker", binary)
+        Self::new(BROKER_IMAGE, &["/palisade-broker"]).stripped_program("/palisade-broker", binary)
     }
 
     /// A Kafka client, kcat, with the shell that examples need, both from Debian's packages.
@@ -219,8 +237,8 @@ impl Image {
         )?;
         append(&mut tar, "index.json", index.as_bytes())?;
         append(&mut tar, "manifest.json", docker.as_bytes())?;
-        append(&mut tar, &blob(&config_digest), config.as_bytes())?;
-        append(&mut tar, &blob(&manifest_digest), manifest.as_bytes())?;
+        append(&mut tar, blob(&config_digest), config.as_bytes())?;
+        append(&mut tar, blob(&manifest_digest), manifest.as_bytes())?;
         let mut header = header(EntryType::Regular, 0o644, layer_size);
         tar.append_data(&mut header, blob(&layer_digest), BufReader::new(layer))?;
         tar.into_inner()?
@@ -283,11 +301,8 @@ impl Image {
     }
 }
 
-/// Copies a program without its symbols, which are most of it, if this machine has the tool; else as it is.
-///
-/// # Errors
-/// When it cannot be read or written.
-pub fn strip(program: &Path, to: &Path) -> Result<(), ClusterError> {
+/// Copies a program without its symbols if this machine has the tool; else as it is.
+fn strip(program: &Path, to: &Path) -> Result<(), ClusterError> {
     if installed("strip") {
         return run(Command::new("strip").arg("-o").arg(to).arg(program)).map(drop);
     }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use palisade_e2e::cluster::{ApiServer, Cluster, Program};
 use palisade_e2e::image::Image;
+use palisade_e2e::tools::{cache, program};
 
 /// Drives the built-in Kubernetes.
 #[derive(Debug, Parser)]
@@ -31,6 +32,12 @@ enum Verb {
     /// Writes a container image as an archive.
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Writes all container images as archives into a directory, and prints their paths.
+    Images {
+        /// The directory, which is made; without it, one in the cache.
+        #[arg(long)]
+        directory: Option<PathBuf>,
+    },
     /// Starts a Kubernetes (`CLUSTER=builtin`, `kind` or `current`), installs the chart, applies the example and shows what it does.
     Demo(Which),
     /// Removes everything that the demo started.
@@ -129,6 +136,29 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Cluster(verb) => return run_cluster(verb),
         Verb::Demo(which) => palisade_e2e::demo::run(&which.name)?,
         Verb::DemoStop(which) => palisade_e2e::demo::stop(&which.name)?,
+        Verb::Images { directory } => {
+            let directory = match directory {
+                Some(directory) => directory,
+                None => cache()?.join("images"),
+            };
+            std::fs::create_dir_all(&directory)
+                .with_context(|| format!("making {}", directory.display()))?;
+            let operator = program(
+                "palisade-operator",
+                "palisade-operator",
+                "PALISADE_OPERATOR_BIN",
+            )?;
+            let broker = program("palisade-server", "palisade-broker", "PALISADE_BROKER_BIN")?;
+            for (name, image) in [
+                ("operator", Image::operator(&operator)?),
+                ("broker", Image::broker(&broker)?),
+                ("kcat", Image::kcat()?),
+            ] {
+                let archive = directory.join(format!("{name}.tar"));
+                image.write(&archive)?;
+                writeln!(out, "{}", archive.display())?;
+            }
+        }
         Verb::Image(verb) => match verb {
             ImageVerb::Operator { binary, archive } => Image::operator(&binary)?.write(&archive)?,
             ImageVerb::Broker { binary, archive } => Image::broker(&binary)?.write(&archive)?,

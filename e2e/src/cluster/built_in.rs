@@ -62,11 +62,10 @@ impl Cluster {
         preflight::check()?;
         let groups = Hierarchies::discover()?;
         let _lock = lock()?;
-        if let Some(running) = Self::find(name)? {
-            if running.is_whole() && running.state.nodes == nodes {
-                say(format_args!("cluster {name} is running already"));
-                return Ok(running);
-            }
+        let fits = |found: &Self| found.is_whole() && found.state.nodes == nodes;
+        if let Some(running) = Self::find(name)?.filter(fits) {
+            say(format_args!("cluster {name} is running already"));
+            return Ok(running);
         }
         remove(name)?;
         for program in [
@@ -403,12 +402,13 @@ impl Cluster {
 /// Removes everything that bears the cluster's name, whether or not its state is still readable.
 fn remove(name: &str) -> Result<(), ClusterError> {
     let state = Cluster::find(name)?.map(|it| it.state);
-    if let Some(state) = &state {
-        if boot()? == state.boot {
-            for process in &state.processes {
-                process.signal(Signal::KILL);
-            }
-        }
+    let boot = boot()?;
+    for process in state
+        .iter()
+        .filter(|it| it.boot == boot)
+        .flat_map(|it| &it.processes)
+    {
+        process.signal(Signal::KILL);
     }
     let directory = run_directory(name)?;
     if state.is_none() && !directory.exists() && !preflight::is_root() {

@@ -44,7 +44,7 @@ impl Hierarchies {
                 let parent = directory.clone();
                 directory.push(part);
                 if self.version_2 {
-                    delegate(&parent)?;
+                    delegate(&parent);
                 }
                 fs::create_dir_all(&directory).map_err(ClusterError::io(&directory))?;
                 inherit_cpuset(&parent, &directory)?;
@@ -158,13 +158,12 @@ fn parse(mounts: &str) -> Result<Hierarchies, Inability> {
 }
 
 /// Version 2: lets the groups below use the controllers of this one.
-fn delegate(directory: &Path) -> Result<(), ClusterError> {
+fn delegate(directory: &Path) {
     let file = directory.join("cgroup.subtree_control");
     for controller in ["cpu", "cpuset", "memory", "pids", "io"] {
         // A machine may lack one; the kubelet says so if it needs it.
         let _ = fs::write(&file, format!("+{controller}"));
     }
-    Ok(())
 }
 
 /// Version 1: a new group of this controller has no processor and no memory until it is told which.
@@ -173,10 +172,9 @@ fn inherit_cpuset(parent: &Path, directory: &Path) -> Result<(), ClusterError> {
         let (from, to) = (parent.join(name), directory.join(name));
         let unset = fs::read_to_string(&to).is_ok_and(|it| it.trim().is_empty());
         // In version 2 an unset value means that of the parent, whose file the root lacks.
-        if let (true, Ok(value)) = (unset, fs::read_to_string(&from)) {
-            if !value.trim().is_empty() {
-                fs::write(&to, value.trim()).map_err(ClusterError::io(&to))?;
-            }
+        let inherited = fs::read_to_string(&from).unwrap_or_default();
+        if unset && !inherited.trim().is_empty() {
+            fs::write(&to, inherited.trim()).map_err(ClusterError::io(&to))?;
         }
     }
     Ok(())

@@ -40,7 +40,7 @@ pub enum Inability {
 pub enum ClusterError {
     /// This machine cannot do it at all.
     #[error("this machine cannot run the built-in Kubernetes: {0}")]
-    Unable(#[from] Inability),
+    Unable(Inability),
     /// A program that was called could not be started or reported failure.
     #[error("{command} failed: {detail}")]
     Command {
@@ -70,20 +70,20 @@ pub enum ClusterError {
         last: String,
     },
     /// A file or directory could not be read, written or removed.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// What the system answered.
-        source: io::Error,
+        error: io::Error,
     },
     /// A certificate could not be made.
-    #[error("making the certificate of {subject}: {source}")]
+    #[error("making the certificate of {subject}: {error}")]
     Certificate {
         /// Whose certificate.
         subject: String,
         /// What the library answered.
-        source: rcgen::Error,
+        error: rcgen::Error,
     },
     /// A request was not one that can be met.
     #[error("{0}")]
@@ -106,11 +106,18 @@ pub enum ClusterError {
     },
 }
 
+// Not by #[from]: the message holds the reason, and a cause that is printed after it would say it twice.
+impl From<Inability> for ClusterError {
+    fn from(reason: Inability) -> Self {
+        Self::Unable(reason)
+    }
+}
+
 impl ClusterError {
     /// Puts the path to an error of the system.
     pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Self::Io { path, source }
+        move |error| Self::Io { path, error }
     }
 
     /// The reason for which this machine can never do what was asked, if the error is of that kind.

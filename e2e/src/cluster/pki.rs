@@ -62,9 +62,9 @@ impl Authority {
     /// When the certificate cannot be made or a file not be written.
     pub(crate) fn create(directory: &Path) -> Result<Self, ClusterError> {
         fs::create_dir_all(directory).map_err(ClusterError::io(directory))?;
-        let failed = |source| ClusterError::Certificate {
+        let failed = |error| ClusterError::Certificate {
             subject: "the cluster's authority".to_owned(),
-            source,
+            error,
         };
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = parameters("palisade-e2e-authority");
@@ -139,9 +139,9 @@ impl Authority {
     }
 
     fn sign(&self, identity: Identity<'_>) -> Result<(String, String), ClusterError> {
-        let failed = |source| ClusterError::Certificate {
+        let failed = |error| ClusterError::Certificate {
             subject: identity.user.to_owned(),
-            source,
+            error,
         };
         let mut params = parameters(identity.user);
         if let Some(group) = identity.group {
