@@ -319,7 +319,17 @@ where
             }
         })
         .await;
-        outcome.map_err(|error| match error {
+        match outcome {
+            Ok(action) => return Ok(action),
+            // The watch had not seen the object's latest version yet.
+            Err(
+                finalizer::Error::AddFinalizer(error) | finalizer::Error::RemoveFinalizer(error),
+            ) if is_stale(&error) => {
+                return Ok(Action::requeue(Duration::from_millis(200)));
+            }
+            Err(error) => Err(error),
+        }
+        .map_err(|error| match error {
             finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error) => error,
             other => Error::Finalizer(other.to_string()),
         })
@@ -339,6 +349,11 @@ where
             futures::future::ready(())
         })
         .boxed()
+}
+
+/// Whether a patch of a finalizer failed because the object was changed, or went away, in the meantime.
+fn is_stale(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
 }
 
 /// A revocation that may be given up in a namespace that is going away.

@@ -145,8 +145,11 @@ impl AdminClient {
     /// When the brokers do not answer or refuse, or answer with codes this client does not know: acting on half a list would delete the other half.
     pub async fn describe_acls(&self, principal: &str) -> Result<Vec<AclBinding>, KafkaError> {
         const API: &str = "DescribeAcls";
+        // The generated default of a nullable text is an empty one, which would match nothing.
         let request = DescribeAclsRequest::default()
             .with_resource_type_filter(ANY)
+            .with_resource_name_filter(None)
+            .with_host_filter(None)
             .with_pattern_type_filter(ANY)
             .with_principal_filter(Some(StrBytes::from_string(principal.to_owned())))
             .with_operation(ANY)

@@ -15,3 +15,4 @@ pub mod topics;
 pub use admin::{AdminClient, BrokerNode};
 pub use connection::Endpoint;
 pub use error::KafkaError;
+pub use kafka_protocol::error::ResponseError as ErrorCode;

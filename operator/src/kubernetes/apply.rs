@@ -61,9 +61,12 @@ where
             .annotations()
             .get(APPLIED)
             .is_some_and(|held| *held == digest);
-        if held && covers(&to_value(&live)?, &wanted) {
+        let difference = difference(&to_value(&live)?, &wanted);
+        if held && difference.is_none() {
             return Ok(Applied::Unchanged(live));
         }
+        let what = difference.unwrap_or_else(|| "what was applied last".to_owned());
+        tracing::info!(kind = %K::kind(&()), namespace = live.namespace(), name, differs = what, "applying");
     }
     if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
         let annotations = metadata
@@ -100,34 +103,60 @@ pub fn digest(value: &impl Serialize) -> String {
         .collect()
 }
 
-/// Whether `live` holds every field of `wanted` with its value. Empty values in `wanted` ask for nothing; elements of lists that have names are
-/// matched by them, because others may add elements of their own; quantities are compared by value (`1` is `1000m`).
+/// Whether `live` holds every field of `wanted` with its value. Empty values in `wanted` ask for nothing; elements of lists that
+/// have names are matched by them, because others may add elements of their own; quantities are compared by value (`1` is `1000m`).
 #[must_use]
 pub fn covers(live: &Value, wanted: &Value) -> bool {
+    difference(live, wanted).is_none()
+}
+
+/// The path of the first field in which `live` does not hold what `wanted` asks for; never its value, which may be a secret.
+fn difference(live: &Value, wanted: &Value) -> Option<String> {
+    let below = |step: &str, path: String| {
+        if path.is_empty() {
+            step.to_owned()
+        } else {
+            format!("{step}.{path}")
+        }
+    };
     match (live, wanted) {
-        (_, Value::Null) => true,
-        (live, Value::Object(wanted)) => wanted.iter().all(|(key, value)| match live.get(key) {
-            Some(live) => covers(live, value),
-            None => is_empty(value),
+        (_, Value::Null) => None,
+        (live, Value::Object(wanted)) => wanted.iter().find_map(|(key, value)| {
+            let path = match live.get(key) {
+                Some(live) => difference(live, value)?,
+                None if is_empty(value) => return None,
+                None => String::new(),
+            };
+            Some(below(key, path))
         }),
         (Value::Array(live), Value::Array(wanted)) => {
-            if wanted.iter().all(|element| element.get("name").is_some()) && !wanted.is_empty() {
-                return wanted.iter().all(|element| {
-                    live.iter().any(|candidate| {
-                        candidate.get("name") == element.get("name") && covers(candidate, element)
-                    })
+            let named = |element: &Value| element.get("name").cloned();
+            if !wanted.is_empty() && wanted.iter().all(|element| named(element).is_some()) {
+                return wanted.iter().find_map(|element| {
+                    let step = named(element)?.as_str().unwrap_or_default().to_owned();
+                    match live
+                        .iter()
+                        .find(|candidate| named(candidate) == named(element))
+                    {
+                        Some(candidate) => Some(below(&step, difference(candidate, element)?)),
+                        None => Some(step),
+                    }
                 });
             }
-            live.len() == wanted.len()
-                && live
-                    .iter()
-                    .zip(wanted)
-                    .all(|(live, wanted)| covers(live, wanted))
+            if live.len() != wanted.len() {
+                return Some("length".to_owned());
+            }
+            live.iter()
+                .zip(wanted)
+                .enumerate()
+                .find_map(|(index, (live, wanted))| {
+                    Some(below(&index.to_string(), difference(live, wanted)?))
+                })
         }
         (Value::String(live), Value::String(wanted)) => {
-            live == wanted || same_quantity(live, wanted)
+            (live != wanted && !same_quantity(live, wanted)).then(String::new)
         }
-        (live, wanted) => live == wanted,
+        (live, wanted) => (live != wanted).then(String::new),
     }
 }
 
@@ -221,6 +250,28 @@ mod tests {
             ),
         ] {
             assert_eq!(covers(&live, &wanted), expected, "{live}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_named_by_its_path_and_not_by_its_value() {
+        let live = json!({"data": {"password": "old"}, "ports": [{"name": "x", "port": 1}], "plain": [1, 2]});
+        for (wanted, path) in [
+            (json!({"data": {"password": "new"}}), Some("data.password")),
+            (
+                json!({"ports": [{"name": "x", "port": 2}]}),
+                Some("ports.x.port"),
+            ),
+            (
+                json!({"ports": [{"name": "y", "port": 2}]}),
+                Some("ports.y"),
+            ),
+            (json!({"plain": [1, 3]}), Some("plain.1")),
+            (json!({"plain": [1]}), Some("plain.length")),
+            (json!({"automount": false}), Some("automount")),
+            (json!({"plain": [1, 2], "labels": {}}), None),
+        ] {
+            assert_eq!(difference(&live, &wanted).as_deref(), path, "{wanted}");
         }
     }
 

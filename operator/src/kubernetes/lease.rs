@@ -156,17 +156,22 @@ impl Leadership {
     /// What the API server answers.
     pub async fn release(self) -> Result<(), Error> {
         self.task.abort();
-        let mut lease = self.lock.api.get(&self.lock.name).await?;
-        if let Some(spec) = lease
-            .spec
-            .as_mut()
-            .filter(|spec| spec.holder_identity.as_deref() == Some(&self.lock.identity))
-        {
+        // A renewal that was under way when it was cut off may still arrive.
+        for _ in 0..3 {
+            let mut lease = self.lock.api.get(&self.lock.name).await?;
+            let held = lease
+                .spec
+                .as_mut()
+                .filter(|spec| spec.holder_identity.as_deref() == Some(&self.lock.identity));
+            let Some(spec) = held else { return Ok(()) };
             spec.holder_identity = None;
-            self.lock
-                .api
+            let api = &self.lock.api;
+            if won(api
                 .replace(&self.lock.name, &PostParams::default(), &lease)
-                .await?;
+                .await)?
+            {
+                return Ok(());
+            }
         }
         Ok(())
     }

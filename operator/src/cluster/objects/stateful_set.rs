@@ -203,7 +203,8 @@ fn container(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> C
             .map(|(name, path, read_only)| VolumeMount {
                 name: name.to_owned(),
                 mount_path: path.to_owned(),
-                read_only: Some(read_only),
+                // The API server leaves `false` out of what it stores.
+                read_only: read_only.then_some(true),
                 ..VolumeMount::default()
             })
             .into(),

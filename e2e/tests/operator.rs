@@ -1,0 +1,653 @@
+//! The operator on a real API server: what it writes, what it leaves alone, and what it says. Nothing runs there, so brokers never answer; what needs them
+//! is proved where they run.
+//!
+//! 1. A cluster is reconciled until it settles: every object stands, and a further reconcile writes nothing.
+//! 2. What somebody changed is put back, what somebody added is left alone.
+//! 3. Objects in every order: members without a cluster wait and say so, foreign namespaces are refused, of two claims the older counts.
+//! 4. A lost log key is never replaced over volumes it sealed; a broken authority is never replaced at all.
+//! 5. Deleting everything ends, in a namespace that is going away too.
+//! 6. Two operators compete for the lease: one leads, the other takes over.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    fmt::Debug,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::StatefulSet,
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service, ServiceAccount},
+        networking::v1::NetworkPolicy,
+        policy::v1::PodDisruptionBudget,
+    },
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::events::{Recorder, Reporter},
+};
+use palisade_crds::{Acl, CertRotation, Quota, SecureCluster, Topic, User};
+use palisade_e2e::cluster::ApiServer;
+use palisade_operator::{
+    Context, Settings,
+    access::AccessCache,
+    cluster,
+    controllers::{Controllers, Scope},
+    kubernetes::LeaseLock,
+    metrics::Metrics,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::{sync::oneshot, task::JoinHandle};
+
+/// The server that the tests of this file share, with the definitions applied.
+fn server() -> &'static ApiServer {
+    static SERVER: OnceLock<ApiServer> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let server = ApiServer::start().expect("a real API server");
+        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/yaml");
+        for arguments in [
+            vec![
+                "apply",
+                "--server-side",
+                "-f",
+                definitions.to_str().unwrap(),
+            ],
+            vec![
+                "wait",
+                "--for=condition=Established",
+                "crd",
+                "--all",
+                "--timeout=30s",
+            ],
+        ] {
+            let output = server.kubectl().args(&arguments).output().unwrap();
+            assert!(
+                output.status.success(),
+                "{arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        server
+    })
+}
+
+/// A namespace, and an operator that watches it and those beside it.
+struct Bench {
+    client: Client,
+    namespace: String,
+    context: Arc<Context>,
+    stop: Option<oneshot::Sender<()>>,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Bench {
+    async fn new(namespace: &str, others: &[&str]) -> Self {
+        let client = server().client().await.unwrap();
+        let namespaces: Vec<String> = [namespace]
+            .iter()
+            .chain(others)
+            .map(|name| (*name).to_owned())
+            .collect();
+        let api: Api<Namespace> = Api::all(client.clone());
+        for name in &namespaces {
+            let object = serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap();
+            api.create(&PostParams::default(), &object).await.unwrap();
+        }
+        let (controllers, indexes) = Controllers::new(&client, &Scope::Named(namespaces));
+        let context = Arc::new(Context {
+            client: client.clone(),
+            settings: Settings {
+                broker_image: "palisade/broker:dev".to_owned(),
+                image_pull_policy: "Never".to_owned(),
+                operator_namespace: "palisade-system".to_owned(),
+            },
+            recorder: Recorder::new(client.clone(), Reporter::from("palisade-operator")),
+            metrics: Arc::new(Metrics::default()),
+            indexes,
+            access: AccessCache::default(),
+        });
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running =
+            tokio::spawn(controllers.run(Arc::clone(&context), stopped.map(|_| ()).shared()));
+        Self {
+            client,
+            namespace: namespace.to_owned(),
+            context,
+            stop: Some(stop),
+            running: Some(running),
+        }
+    }
+
+    /// Stops the controllers; what was reconciled stays.
+    async fn halt(&mut self) {
+        if let (Some(stop), Some(running)) = (self.stop.take(), self.running.take()) {
+            stop.send(()).unwrap();
+            running.await.unwrap();
+        }
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn create<K>(&self, namespace: &str, object: Value) -> K
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        api.create(
+            &PostParams::default(),
+            &serde_json::from_value(object).unwrap(),
+        )
+        .await
+        .unwrap()
+    }
+
+    async fn cluster(&self) -> SecureCluster {
+        self.create(&self.namespace, a_cluster()).await
+    }
+
+    /// Waits until the Ready condition of an object has a reason, and returns its message.
+    async fn reason<K>(&self, namespace: &str, name: &str, reason: &str) -> String
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Serialize
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let mut seen = Value::Null;
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            seen = serde_json::to_value(api.get(name).await.unwrap()).unwrap()["status"].take();
+            let ready = seen["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|condition| condition["type"] == "Ready");
+            if let Some(ready) = ready.filter(|ready| ready["reason"] == reason) {
+                return ready["message"].as_str().unwrap().to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{namespace}/{name} was not Ready with {reason}: {seen:#}");
+    }
+
+    async fn gone<K>(&self, name: &str)
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + DeserializeOwned
+            + Clone
+            + Debug,
+    {
+        let api: Api<K> = self.api();
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if api.get_opt(name).await.unwrap().is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{} {name} is still there", K::kind(&()));
+    }
+}
+
+fn a_cluster() -> Value {
+    json!({
+        "apiVersion": "palisade.dev/v1alpha1", "kind": "SecureCluster", "metadata": { "name": "events" },
+        "spec": {
+            "storage": { "size": "1Gi" },
+            "logEncryption": { "keyProvider": { "secret": { "name": "events-log-kek" } } },
+            "listeners": [
+                { "name": "internal", "port": 9093, "authentication": ["ScramSha512", "MutualTls"],
+                  "allowFrom": [{ "podSelector": { "matchLabels": { "tier": "application" } } }] },
+                { "name": "batch", "port": 9094, "authentication": ["MutualTls"] }
+            ],
+            "allowedNamespaces": ["order-shop"]
+        }
+    })
+}
+
+fn member(kind: &str, name: &str, spec: Value) -> Value {
+    let mut object = json!({ "apiVersion": "palisade.dev/v1alpha1", "kind": kind, "metadata": { "name": name }, "spec": spec });
+    if object["spec"]["clusterRef"].is_null() {
+        object["spec"]["clusterRef"] = json!({ "name": "events" });
+    }
+    object
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settled_cluster_is_whole_and_a_further_reconcile_writes_nothing() {
+    let mut bench = Bench::new("settle", &[]).await;
+    bench.cluster().await;
+    bench
+        .reason::<SecureCluster>("settle", "events", "BrokersUnreachable")
+        .await;
+    bench.halt().await;
+
+    let secrets: Api<Secret> = bench.api();
+    for name in [
+        "events-cluster-ca",
+        "events-clients-ca",
+        "events-broker-certs",
+        "events-trust",
+        "events-log-kek",
+    ] {
+        assert!(secrets.get_opt(name).await.unwrap().is_some(), "{name}");
+    }
+    let services: Api<Service> = bench.api();
+    services.get("events-brokers").await.unwrap();
+    services.get("events-bootstrap").await.unwrap();
+    let policies: Api<NetworkPolicy> = bench.api();
+    let names: Vec<String> = policies
+        .list(&Default::default())
+        .await
+        .unwrap()
+        .iter()
+        .map(ResourceExt::name_any)
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "events-internal",
+            "events-listener-batch",
+            "events-listener-internal"
+        ]
+    );
+    bench
+        .api::<PodDisruptionBudget>()
+        .get("events-brokers")
+        .await
+        .unwrap();
+    assert_eq!(
+        bench
+            .api::<ServiceAccount>()
+            .get("events-brokers")
+            .await
+            .unwrap()
+            .automount_service_account_token,
+        Some(false)
+    );
+    bench.api::<ConfigMap>().get("events-config").await.unwrap();
+    let set = bench.api::<StatefulSet>().get("events").await.unwrap();
+    let managers: Vec<_> = set
+        .metadata
+        .managed_fields
+        .unwrap()
+        .iter()
+        .filter_map(|entry| entry.manager.clone())
+        .collect();
+    assert_eq!(managers, ["palisade-operator"]);
+
+    // Idle means idle.
+    let object = bench.api::<SecureCluster>().get("events").await.unwrap();
+    cluster::reconcile(&object, &bench.context).await.unwrap();
+    let object = bench.api::<SecureCluster>().get("events").await.unwrap();
+    let before = bench.context.metrics.total_api_writes();
+    for _ in 0..3 {
+        cluster::reconcile(&object, &bench.context).await.unwrap();
+    }
+    assert_eq!(bench.context.metrics.total_api_writes(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_is_put_back_and_what_was_added_is_left() {
+    let mut bench = Bench::new("drift", &[]).await;
+    bench.cluster().await;
+    bench
+        .reason::<SecureCluster>("drift", "events", "BrokersUnreachable")
+        .await;
+    bench.halt().await;
+    let policies: Api<NetworkPolicy> = bench.api();
+    policies
+        .delete("events-listener-internal", &DeleteParams::default())
+        .await
+        .unwrap();
+    let services: Api<Service> = bench.api();
+    let hand = PatchParams {
+        field_manager: Some("somebody".to_owned()),
+        ..PatchParams::default()
+    };
+    let patch = json!({ "metadata": { "annotations": { "team": "data" } }, "spec": { "selector": { "app.kubernetes.io/instance": "other" } } });
+    services
+        .patch("events-bootstrap", &hand, &Patch::Merge(&patch))
+        .await
+        .unwrap();
+
+    let object = bench.api::<SecureCluster>().get("events").await.unwrap();
+    cluster::reconcile(&object, &bench.context).await.unwrap();
+    policies.get("events-listener-internal").await.unwrap();
+    let service = services.get("events-bootstrap").await.unwrap();
+    assert_eq!(service.annotations()["team"], "data");
+    assert_eq!(
+        service.spec.unwrap().selector.unwrap()["app.kubernetes.io/instance"],
+        "events"
+    );
+
+    // A listener that is gone takes its policy with it.
+    let mut object = object;
+    object.spec.listeners.truncate(1);
+    cluster::reconcile(&object, &bench.context).await.unwrap();
+    assert!(
+        policies
+            .get_opt("events-listener-batch")
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_may_come_in_any_order_and_each_says_what_it_waits_for() {
+    let bench = Bench::new("order", &["order-shop", "order-other"]).await;
+    let reference = json!({ "name": "events", "namespace": "order" });
+    let authentication = json!({ "type": "ScramSha512" });
+    bench
+        .create::<User>(
+            "order",
+            member("User", "alice", json!({ "authentication": authentication })),
+        )
+        .await;
+    bench
+        .create::<Topic>("order", member("Topic", "orders", json!({})))
+        .await;
+    bench.create::<Acl>("order", member("Acl", "alice", json!({ "principal": { "userRef": "alice" }, "rules": [{ "resource": { "type": "Topic", "name": "orders" }, "operations": ["Write"] }] }))).await;
+    bench.create::<Quota>("order", member("Quota", "alice", json!({ "entity": { "userRef": "alice" }, "limits": { "producerByteRate": "1Mi" } }))).await;
+    bench
+        .create::<CertRotation>(
+            "order",
+            member(
+                "CertRotation",
+                "leaves",
+                json!({ "target": "BrokerLeaves", "trigger": { "once": {} } }),
+            ),
+        )
+        .await;
+    let message = bench
+        .reason::<User>("order", "alice", "ClusterNotFound")
+        .await;
+    assert_eq!(message, "SecureCluster order/events does not exist yet");
+    bench
+        .reason::<Topic>("order", "orders", "ClusterNotFound")
+        .await;
+    bench
+        .reason::<Acl>("order", "alice", "ClusterNotFound")
+        .await;
+    bench
+        .reason::<Quota>("order", "alice", "ClusterNotFound")
+        .await;
+    bench
+        .reason::<CertRotation>("order", "leaves", "ClusterNotFound")
+        .await;
+
+    bench.cluster().await;
+    let message = bench
+        .reason::<User>("order", "alice", "ClusterNotReady")
+        .await;
+    assert_eq!(
+        message,
+        "waiting for SecureCluster events: no broker serves clients yet"
+    );
+    bench
+        .reason::<CertRotation>("order", "leaves", "ClusterNotReady")
+        .await;
+
+    bench
+        .create::<User>(
+            "order-shop",
+            member(
+                "User",
+                "bob",
+                json!({ "clusterRef": reference, "authentication": authentication }),
+            ),
+        )
+        .await;
+    bench
+        .reason::<User>("order-shop", "bob", "ClusterNotReady")
+        .await;
+    bench
+        .create::<User>(
+            "order-other",
+            member(
+                "User",
+                "carol",
+                json!({ "clusterRef": reference, "authentication": authentication }),
+            ),
+        )
+        .await;
+    let message = bench
+        .reason::<User>("order-other", "carol", "NamespaceNotAllowed")
+        .await;
+    assert_eq!(
+        message,
+        "SecureCluster order/events does not admit namespace order-other: list it in its spec.allowedNamespaces"
+    );
+
+    // Nothing was issued for anyone: no broker has accepted anything.
+    assert!(
+        bench
+            .api::<Secret>()
+            .get_opt("alice")
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_log_key_is_never_replaced_over_the_volumes_it_sealed() {
+    let mut bench = Bench::new("key", &[]).await;
+    bench.create::<PersistentVolumeClaim>(
+        "key",
+        json!({
+            "metadata": { "name": "data-events-0", "labels": { "palisade.dev/cluster": "events" } },
+            "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } }
+        }),
+    )
+    .await;
+    bench.cluster().await;
+    let message = bench
+        .reason::<SecureCluster>("key", "events", "SecretNotFound")
+        .await;
+    assert!(
+        message.starts_with("Secret events-log-kek with the key of the sealed log does not exist"),
+        "{message}"
+    );
+    assert!(
+        bench
+            .api::<Secret>()
+            .get_opt("events-log-kek")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_authority_is_reported_and_left_alone() {
+    let mut bench = Bench::new("authority", &[]).await;
+    bench.cluster().await;
+    bench
+        .reason::<SecureCluster>("authority", "events", "BrokersUnreachable")
+        .await;
+    let secrets: Api<Secret> = bench.api();
+    let broken = json!({ "stringData": { "ca.crt": "no certificate" } });
+    secrets
+        .patch(
+            "events-cluster-ca",
+            &PatchParams::default(),
+            &Patch::Merge(&broken),
+        )
+        .await
+        .unwrap();
+    let message = bench
+        .reason::<SecureCluster>("authority", "events", "SecretInvalid")
+        .await;
+    assert!(message.starts_with("cannot read"), "{message}");
+    assert_eq!(
+        secrets
+            .get("events-cluster-ca")
+            .await
+            .unwrap()
+            .data
+            .unwrap()["ca.crt"]
+            .0,
+        b"no certificate"
+    );
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_log_key_is_reported_with_advice() {
+    let mut bench = Bench::new("badkey", &[]).await;
+    bench.create::<Secret>("badkey", json!({ "metadata": { "name": "events-log-kek" }, "stringData": { "current": "k1", "k1.key": "c2hvcnQ=" } })).await;
+    bench.cluster().await;
+    let message = bench
+        .reason::<SecureCluster>("badkey", "events", "SecretInvalid")
+        .await;
+    assert_eq!(
+        message,
+        "key `k1.key` of Secret events-log-kek is not 32 bytes in base64: make one with `openssl rand -base64 32`"
+    );
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_cluster_is_left_alone() {
+    let mut bench = Bench::new("pause", &[]).await;
+    let mut object = a_cluster();
+    object["metadata"]["annotations"] = json!({ "palisade.dev/paused": "true" });
+    bench.create::<SecureCluster>("pause", object).await;
+    let api: Api<SecureCluster> = bench.api();
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let seen = serde_json::to_value(api.get("events").await.unwrap()).unwrap();
+        if seen["status"]["conditions"][0]["type"] == "ReconciliationPaused" {
+            break;
+        }
+        assert!(Instant::now() < until, "{seen:#}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(
+        bench
+            .api::<StatefulSet>()
+            .get_opt("events")
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let go = json!({ "metadata": { "annotations": { "palisade.dev/paused": null } } });
+    api.patch("events", &PatchParams::default(), &Patch::Merge(&go))
+        .await
+        .unwrap();
+    bench
+        .reason::<SecureCluster>("pause", "events", "BrokersUnreachable")
+        .await;
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_everything_ends_in_a_namespace_that_goes_away_too() {
+    let bench = Bench::new("delete", &[]).await;
+    bench.cluster().await;
+    bench
+        .create::<User>(
+            "delete",
+            member(
+                "User",
+                "alice",
+                json!({ "authentication": { "type": "ScramSha512" } }),
+            ),
+        )
+        .await;
+    bench
+        .create::<Topic>(
+            "delete",
+            member("Topic", "orders", json!({ "reclaimPolicy": "Delete" })),
+        )
+        .await;
+    bench
+        .reason::<User>("delete", "alice", "ClusterNotReady")
+        .await;
+    bench
+        .reason::<SecureCluster>("delete", "events", "BrokersUnreachable")
+        .await;
+    let namespaces: Api<Namespace> = Api::all(bench.client.clone());
+    namespaces
+        .delete("delete", &DeleteParams::default())
+        .await
+        .unwrap();
+    // What the namespace controller does, in the least convenient order.
+    bench
+        .api::<Secret>()
+        .delete_collection(&DeleteParams::default(), &Default::default())
+        .await
+        .unwrap();
+    bench
+        .api::<SecureCluster>()
+        .delete("events", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .api::<User>()
+        .delete("alice", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .api::<Topic>()
+        .delete("orders", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench.gone::<SecureCluster>("events").await;
+    bench.gone::<User>("alice").await;
+    bench.gone::<Topic>("orders").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_operator_leads_and_another_takes_over() {
+    let client = server().client().await.unwrap();
+    let api: Api<Lease> = Api::namespaced(client, "default");
+    let lock = |identity: &str| LeaseLock::new(api.clone(), "election", identity);
+    let first = lock("first").acquire().await;
+    let waiting = tokio::spawn(lock("second").acquire());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!waiting.is_finished());
+    assert_eq!(
+        api.get("election")
+            .await
+            .unwrap()
+            .spec
+            .unwrap()
+            .holder_identity
+            .as_deref(),
+        Some("first")
+    );
+    first.release().await.unwrap();
+    let second = tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap()
+        .unwrap();
+    let spec = api.get("election").await.unwrap().spec.unwrap();
+    assert_eq!(
+        (spec.holder_identity.as_deref(), spec.lease_transitions),
+        (Some("second"), Some(2))
+    );
+    second.release().await.unwrap();
+}
