@@ -17,6 +17,7 @@ use palisade_log::{
     LeaderEpoch, LogError, Offset, TopicId,
     segment::{FrameMeta, PartitionState, Stored},
 };
+use palisade_seal::PAYLOAD_OVERHEAD;
 use palisade_shard::{CheckpointError, Command, LogPosition, StateMachine};
 
 use crate::{
@@ -157,7 +158,10 @@ impl DataMachine {
         {
             return Err(Refusal::OutOfTurn);
         }
+        let bytes = payload.len().saturating_sub(PAYLOAD_OVERHEAD);
         self.store(&slot, &partition, append, payload)?;
+        slot.appended_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         if let Some(batch) = &append.producer {
             replicated.producers.appended(
                 batch,

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicU64},
 };
 
 use palisade_log::{
@@ -23,6 +23,8 @@ pub(crate) struct Slot {
     pub(crate) leader: Mutex<LeaderSide>,
     /// Who waits for records.
     pub(crate) waiters: Waiters,
+    /// Bytes of all batches appended since the start, as consumers get them.
+    pub(crate) appended_bytes: AtomicU64,
     rolling: Mutex<Rolling>,
     partition: RwLock<Option<Arc<Partition>>>,
 }
@@ -33,6 +35,7 @@ impl Slot {
             key,
             leader: Mutex::default(),
             waiters: Waiters::default(),
+            appended_bytes: AtomicU64::new(0),
             rolling: Mutex::new(rolling),
             partition: RwLock::new(None),
         }

@@ -1,15 +1,29 @@
 //! Long polls.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use palisade_log::{Offset, PartitionIndex, TopicId};
+use palisade_seal::PAYLOAD_OVERHEAD;
 use tokio::{sync::Notify, time::Instant};
 
 use super::DataPlane;
+use crate::slot::Slot;
+
+/// A partition that is waited for.
+struct Watched {
+    slot: Arc<Slot>,
+    topic: TopicId,
+    partition: PartitionIndex,
+    offset: Offset,
+    /// What the slot had counted when the wait began.
+    counted: u64,
+}
 
 impl DataPlane {
-    /// Waits until about `min_bytes` of records lie at or after the offsets wanted, all partitions together, or until then. Ends at once when something is
-    /// wrong with one of them: fetching says what.
+    /// Waits until `min_bytes` of records lie at or after the offsets wanted, all partitions together, or until then. Ends at once when something is wrong
+    /// with one of them: fetching says what.
+    ///
+    /// Fetch and answer when this ends, whatever is there by then: limits of the request may keep it below `min_bytes`.
     pub async fn wait_for_data(
         &self,
         wanted: &[(TopicId, PartitionIndex, Offset)],
@@ -17,14 +31,31 @@ impl DataPlane {
         until: Instant,
     ) {
         let waiter = Arc::new(Notify::new());
-        for (topic, partition, _) in wanted {
-            match self.locate(*topic, *partition) {
-                Ok(located) => located.slot().waiters.add(&waiter),
-                Err(_) => return,
-            }
+        let mut watched = Vec::with_capacity(wanted.len());
+        for &(topic, partition, offset) in wanted {
+            let Ok(located) = self.locate(topic, partition) else {
+                return;
+            };
+            let slot = located.slot();
+            // Looked at after it is registered: nothing that comes in between is missed.
+            slot.waiters.add(&waiter);
+            let counted = slot.appended_bytes.load(Ordering::Relaxed);
+            watched.push(Watched {
+                slot,
+                topic,
+                partition,
+                offset,
+                counted,
+            });
         }
-        // Looked at after it is registered: nothing that comes in between is missed.
-        while !self.has_data(wanted, min_bytes) {
+        let min_bytes = min_bytes.max(1);
+        let Some(there) = self.bytes_there(&watched, min_bytes) else {
+            return;
+        };
+        while self
+            .bytes_since(&watched)
+            .is_some_and(|since| there.saturating_add(since) < min_bytes as u64)
+        {
             if tokio::time::timeout_at(until, waiter.notified())
                 .await
                 .is_err()
@@ -34,23 +65,56 @@ impl DataPlane {
         }
     }
 
-    fn has_data(&self, wanted: &[(TopicId, PartitionIndex, Offset)], min_bytes: usize) -> bool {
-        let mut bytes = 0u64;
-        for (topic, partition, offset) in wanted {
-            let Ok(located) = self.locate(*topic, *partition) else {
-                return true;
-            };
-            let Some(partition) = located.partition() else {
-                if *offset != Offset::ZERO {
-                    return true;
-                }
-                continue;
-            };
-            if *offset > partition.log.end_offset() || *offset < partition.log.start_offset() {
-                return true;
+    /// Bytes that can be read, counted up to `enough`. `None`: a fetch would fail.
+    fn bytes_there(&self, watched: &[Watched], enough: usize) -> Option<u64> {
+        let mut bytes = 0usize;
+        for Watched {
+            topic,
+            partition,
+            offset,
+            ..
+        } in watched
+        {
+            let (start, end) = self.offsets_of(*topic, *partition).ok()?;
+            if *offset < start || *offset > end {
+                return None;
             }
-            bytes = bytes.saturating_add(partition.log.bytes_from(*offset));
+            if *offset == end || bytes >= enough {
+                continue;
+            }
+            let entries = self
+                .locate(*topic, *partition)
+                .ok()?
+                .partition()?
+                .log
+                .read(*offset, enough - bytes)
+                .ok()?;
+            bytes = entries.iter().fold(bytes, |sum, (_, payload)| {
+                sum.saturating_add(payload.len().saturating_sub(PAYLOAD_OVERHEAD))
+            });
         }
-        bytes >= min_bytes.max(1) as u64
+        Some(bytes as u64)
+    }
+
+    /// Bytes that came since the wait began. `None`: a partition cannot be read any more.
+    fn bytes_since(&self, watched: &[Watched]) -> Option<u64> {
+        watched.iter().try_fold(
+            0u64,
+            |sum,
+             Watched {
+                 slot,
+                 topic,
+                 partition,
+                 counted,
+                 ..
+             }| {
+                self.locate(*topic, *partition).ok()?;
+                let since = slot
+                    .appended_bytes
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(*counted);
+                Some(sum.saturating_add(since))
+            },
+        )
     }
 }

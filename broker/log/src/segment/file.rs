@@ -359,16 +359,6 @@ impl Segment {
         Ok(found.map(|found| found.entry.frame))
     }
 
-    /// About how many bytes lie from `offset` to the end.
-    pub(super) fn bytes_from(&self, offset: Offset) -> u64 {
-        let begin = self
-            .index
-            .read()
-            .as_ref()
-            .and_then(|index| index.position_of(offset));
-        self.length().saturating_sub(begin.unwrap_or(0))
-    }
-
     /// Takes the segment out of service for good. False when it was before.
     pub(super) fn quarantine(&self, position: u64, reason: &str) -> bool {
         {

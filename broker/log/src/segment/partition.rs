@@ -272,34 +272,6 @@ impl PartitionLog {
             .sum()
     }
 
-    /// About how many bytes can be read from `from` on.
-    #[must_use]
-    pub fn bytes_from(&self, from: Offset) -> u64 {
-        let inner = self.inner.read();
-        if from >= inner.end {
-            return 0;
-        }
-        let on_disk: u64 = inner
-            .segments
-            .iter()
-            .filter(|segment| segment.end() > from)
-            .map(|segment| {
-                if segment.base >= from {
-                    segment.length()
-                } else {
-                    segment.bytes_from(from)
-                }
-            })
-            .sum();
-        let waiting: usize = inner
-            .backlog
-            .iter()
-            .filter(|(meta, _)| meta.last_offset >= from)
-            .map(|(_, payload)| payload.len())
-            .sum();
-        on_disk.saturating_add(waiting as u64)
-    }
-
     /// Raises the first offset, never lowers it, and removes the segments that lie before it. Returns the first offset then.
     pub fn advance_start(&self, to: Offset) -> Offset {
         let _writer = self.writer.lock();

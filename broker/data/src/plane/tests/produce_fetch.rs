@@ -329,6 +329,38 @@ async fn a_long_poll_ends_with_data_or_in_time() {
         started.elapsed() >= Duration::from_millis(150),
         "less than asked for is there"
     );
+    // Counted to the byte: what is there and what comes.
+    let size = fetch(&plane, topic, 0).unwrap().records.len();
+    let there = plane.fetch(
+        topic,
+        PartitionIndex(1),
+        Offset(0),
+        1,
+        Isolation::ReadUncommitted,
+    );
+    assert_eq!(
+        (size, there.unwrap().records.len()),
+        (0, batch("a", 1).build().len())
+    );
+    let one = batch("a", 1).build().len();
+    for (bytes, enough) in [(2 * one, true), (2 * one + 1, false)] {
+        let topic = bench.catalog.create(1, |_| {});
+        produce(&plane, topic, &batch("a", 1)).await.unwrap();
+        let waits = {
+            let plane = plane.clone();
+            tokio::spawn(async move {
+                plane
+                    .wait_for_data(&[(topic, P0, Offset(0))], bytes, later)
+                    .await
+            })
+        };
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waits.is_finished(), "half of it is there");
+        produce(&plane, topic, &batch("a", 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(waits.is_finished(), enough, "{bytes} bytes");
+        waits.abort();
+    }
     plane
         .wait_for_data(&[(topic, P0, Offset(99))], 1, later)
         .await;
