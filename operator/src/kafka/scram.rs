@@ -14,7 +14,7 @@ use kafka_protocol::{
 };
 use zeroize::Zeroizing;
 
-use super::{AdminClient, KafkaError, error::check};
+use super::{AdminClient, ErrorCode, KafkaError, error::check};
 
 /// RESOURCE_NOT_FOUND: what a describe answers for a user without credentials, and a deletion for a credential that is not there.
 const RESOURCE_NOT_FOUND: i16 = 91;
@@ -134,7 +134,7 @@ impl AdminClient {
             .collect())
     }
 
-    /// Stores a credential in place of the user's present one of the same mechanism, and deletes those of `withdrawn`.
+    /// Stores a credential in place of the user's present one of the same mechanism, then deletes those of `withdrawn`.
     ///
     /// # Errors
     /// The first refusal. Deleting a credential that is not there is none.
@@ -144,35 +144,41 @@ impl AdminClient {
         stored: Option<&SaltedPassword>,
         withdrawn: &[ScramMechanism],
     ) -> Result<(), KafkaError> {
-        const API: &str = "AlterUserScramCredentials";
         let name = StrBytes::from_string(user.to_owned());
-        let upsertions = stored
-            .iter()
-            .map(|credential| {
-                ScramCredentialUpsertion::default()
-                    .with_name(name.clone())
-                    .with_mechanism(credential.mechanism.code())
-                    .with_iterations(i32::try_from(credential.iterations.get()).unwrap_or(i32::MAX))
-                    .with_salt(Bytes::copy_from_slice(&credential.salt))
-                    .with_salted_password(Bytes::copy_from_slice(&credential.key))
-            })
-            .collect::<Vec<_>>();
-        let deletions = withdrawn
-            .iter()
-            .map(|mechanism| {
-                ScramCredentialDeletion::default()
-                    .with_name(name.clone())
-                    .with_mechanism(mechanism.code())
-            })
-            .collect::<Vec<_>>();
-        if upsertions.is_empty() && deletions.is_empty() {
-            return Ok(());
+        // One request each: brokers refuse a request that names a user twice.
+        if let Some(credential) = stored {
+            let upsertion = ScramCredentialUpsertion::default()
+                .with_name(name.clone())
+                .with_mechanism(credential.mechanism.code())
+                .with_iterations(i32::try_from(credential.iterations.get()).unwrap_or(i32::MAX))
+                .with_salt(Bytes::copy_from_slice(&credential.salt))
+                .with_salted_password(Bytes::copy_from_slice(&credential.key));
+            let request =
+                AlterUserScramCredentialsRequest::default().with_upsertions(vec![upsertion]);
+            self.alter_one(user, &request).await?;
         }
-        let request = AlterUserScramCredentialsRequest::default()
-            .with_upsertions(upsertions)
-            .with_deletions(deletions);
+        for mechanism in withdrawn {
+            let deletion = ScramCredentialDeletion::default()
+                .with_name(name.clone())
+                .with_mechanism(mechanism.code());
+            let request =
+                AlterUserScramCredentialsRequest::default().with_deletions(vec![deletion]);
+            match self.alter_one(user, &request).await {
+                Err(error) if error.code() == Some(&ErrorCode::ResourceNotFound) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn alter_one(
+        &self,
+        user: &str,
+        request: &AlterUserScramCredentialsRequest,
+    ) -> Result<(), KafkaError> {
+        const API: &str = "AlterUserScramCredentials";
         let answer = self
-            .call(API, &request, |answer| {
+            .call(API, request, |answer| {
                 answer.results.first().map_or(0, |result| result.error_code)
             })
             .await?;
@@ -184,9 +190,6 @@ impl AdminClient {
                 api: API,
                 reason: "no result for the user".to_owned(),
             })?;
-        if result.error_code == RESOURCE_NOT_FOUND && stored.is_none() {
-            return Ok(());
-        }
         check(API, result.error_code, result.error_message.as_ref())
     }
 }
