@@ -225,7 +225,7 @@ mod tests {
             ConditionType::Ready,
             false,
             Reason::BrokersStarting,
-            "waiting for events-broker-0",
+            "waiting for events-0",
             Some(1),
             at(10),
         );

@@ -498,7 +498,7 @@ async fn every_field_of_every_status_is_kept_and_shown() {
             bootstrap_servers: "events-bootstrap.status.svc:9093".to_owned(),
         }],
         brokers: vec![BrokerObservation {
-            pod: "events-broker-0".to_owned(),
+            pod: "events-0".to_owned(),
             broker_id: Some(0),
             version: Some("0.1.0".to_owned()),
             ready: true,
