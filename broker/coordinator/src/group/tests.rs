@@ -394,10 +394,14 @@ fn the_last_member_leaves_an_empty_group_behind() {
         member: joined.member.clone(),
         instance: None,
     };
-    broker.groups.leave(broker.now, "g", &[leaving.clone()]);
+    broker
+        .groups
+        .leave(broker.now, "g", std::slice::from_ref(&leaving));
     assert_eq!(broker.state(), GroupState::Empty);
     assert_eq!(broker.groups.next_deadline(), None);
-    let (outcomes, _) = broker.groups.leave(broker.now, "g", &[leaving.clone()]);
+    let (outcomes, _) = broker
+        .groups
+        .leave(broker.now, "g", std::slice::from_ref(&leaving));
     assert_eq!(outcomes, [Err(GroupError::UnknownMemberId)]);
     let (outcomes, _) = broker.groups.leave(broker.now, "unknown", &[leaving]);
     assert_eq!(outcomes, [Err(GroupError::UnknownMemberId)]);

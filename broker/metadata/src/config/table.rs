@@ -86,13 +86,21 @@ pub const TOPIC_CONFIGS: &[ConfigDefinition] = &[
         "60000",
         "How long a deleted segment's file may stay, in milliseconds; the broker removes it sooner."
     ),
-    config!("flush.messages", None, Long, Allowed::Integer(1, MAX_LONG), MAX_LONG_TEXT, "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."),
+    config!(
+        "flush.messages",
+        None,
+        Long,
+        Allowed::Integer(1, MAX_LONG),
         MAX_LONG_TEXT,
-        "Unused: every batch is flushed."
+        "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."
     ),
-    config!("flush.ms", None, Long, Allowed::Integer(0, MAX_LONG), MAX_LONG_TEXT, "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."),
+    config!(
+        "flush.ms",
+        None,
+        Long,
+        Allowed::Integer(0, MAX_LONG),
         MAX_LONG_TEXT,
-        "Unused: every batch is flushed."
+        "Met whatever it says: every batch is on disk (fdatasync) before it is acknowledged."
     ),
     config!(
         "follower.replication.throttled.replicas",

@@ -54,9 +54,9 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Result<String, SubjectErr
         return Ok(format!("{oid}=#{}", hexadecimal(value)));
     };
     match text(value) {
-        Text::Is(text) => Ok(format!("{keyword}={}", escape(&text))),
-        Text::Broken => Err(SubjectError::Value(oid)),
-        Text::NotText => Ok(format!("{keyword}=#{}", hexadecimal(value))),
+        Reading::Text(text) => Ok(format!("{keyword}={}", escape(&text))),
+        Reading::Broken => Err(SubjectError::Value(oid)),
+        Reading::Other => Ok(format!("{keyword}=#{}", hexadecimal(value))),
     }
 }
 
@@ -76,16 +76,16 @@ fn keyword(oid: &str) -> Option<&'static str> {
     }
 }
 
-enum Text {
-    Is(String),
+enum Reading {
+    Text(String),
     /// Claims to be text and is not.
     Broken,
-    NotText,
+    Other,
 }
 
-fn text(value: &Any<'_>) -> Text {
+fn text(value: &Any<'_>) -> Reading {
     if value.header.class() != Class::Universal {
-        return Text::NotText;
+        return Reading::Other;
     }
     let decoded = match value.header.tag() {
         Tag::Utf8String | Tag::PrintableString | Tag::Ia5String | Tag::GeneralString => {
@@ -94,9 +94,9 @@ fn text(value: &Any<'_>) -> Text {
         Tag::T61String => Some(value.data.iter().map(|byte| char::from(*byte)).collect()),
         Tag::BmpString => utf16(value.data),
         Tag::UniversalString => utf32(value.data),
-        _ => return Text::NotText,
+        _ => return Reading::Other,
     };
-    decoded.map_or(Text::Broken, Text::Is)
+    decoded.map_or(Reading::Broken, Reading::Text)
 }
 
 fn utf16(data: &[u8]) -> Option<String> {

@@ -140,7 +140,8 @@ fn burst(limit: f64) -> f64 {
 /// Rounded to the millisecond as Kafka does, and never more than anyone can wait.
 fn seconds(value: f64) -> Duration {
     let millis = (value * 1000.0).round();
-    if !(millis < MAX_THROTTLE.as_secs_f64() * 1000.0) {
+    // Also what turns infinity, and the nothing that infinities make of each other, into a wait.
+    if millis.is_nan() || millis >= MAX_THROTTLE.as_secs_f64() * 1000.0 {
         return MAX_THROTTLE;
     }
     Duration::from_secs_f64(millis.max(0.0) / 1000.0)
