@@ -120,7 +120,7 @@ impl Target {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        context.metrics.api_write(&"Secret".into());
+        context.metrics.api_write("Secret");
         api.patch(&self.secret.name_any(), &parameters, &Patch::Merge(&patch))
             .await?;
         Ok(())

@@ -151,7 +151,7 @@ async fn key_secret(
         None => {
             let secret = objects::key_secret::build(cluster)?;
             let api: Api<Secret> = Api::namespaced(context.client.clone(), &cluster.namespace);
-            context.metrics.api_write(&"Secret".into());
+            context.metrics.api_write("Secret");
             api.create(
                 &PostParams {
                     field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -206,15 +206,7 @@ impl Reconcile<'_> {
             self.observed.certificates.as_ref(),
             clock,
         )?;
-        for leaf in &leaves {
-            let end = leaf.info.not_after.unix_timestamp();
-            self.context.metrics.certificate_expiry(
-                &self.cluster.namespace,
-                &self.cluster.name,
-                &leaf.pod,
-                end,
-            );
-        }
+        self.count_down(&authorities, &leaves);
 
         let certificates =
             objects::secrets::broker_certificates(self.object, &self.cluster, &leaves);
@@ -320,6 +312,29 @@ impl Reconcile<'_> {
         Ok(Action::requeue(if settled { SETTLED } else { SOON }))
     }
 
+    /// Tells the metrics when each certificate ends.
+    fn count_down(&self, authorities: &rotation::Authorities, leaves: &[leaves::BrokerLeaf]) {
+        let ends = [
+            (
+                "cluster-authority",
+                authorities.cluster.record.current().info(),
+            ),
+            (
+                "clients-authority",
+                authorities.clients.record.current().info(),
+            ),
+        ];
+        let leaves = leaves.iter().map(|leaf| (leaf.pod.as_str(), &leaf.info));
+        for (certificate, info) in ends.into_iter().chain(leaves) {
+            self.context.metrics.certificate_expiry(
+                &self.cluster.namespace,
+                &self.cluster.name,
+                certificate,
+                info.not_after.unix_timestamp(),
+            );
+        }
+    }
+
     /// What every broker reports. Where there is no pod there is nobody to ask.
     async fn brokers(
         &self,
@@ -382,7 +397,7 @@ impl Reconcile<'_> {
             Api::namespaced(self.context.client.clone(), &self.cluster.namespace);
         for standing in api.list(&observe::of_cluster(&self.cluster.name)).await? {
             if !names.contains(&standing.name_any()) {
-                self.context.metrics.api_write(&"NetworkPolicy".into());
+                self.context.metrics.api_write("NetworkPolicy");
                 api.delete(&standing.name_any(), &DeleteParams::default())
                     .await?;
                 self.written = true;
@@ -407,7 +422,7 @@ impl Reconcile<'_> {
                 field_manager: Some(FIELD_MANAGER.to_owned()),
                 ..PatchParams::default()
             };
-            self.context.metrics.api_write(&"Pod".into());
+            self.context.metrics.api_write("Pod");
             match api
                 .patch(&pod.name_any(), &parameters, &Patch::Merge(&patch))
                 .await

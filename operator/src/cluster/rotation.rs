@@ -104,7 +104,7 @@ async fn ensure(
         context.client.clone(),
         &object.namespace().unwrap_or_default(),
     );
-    context.metrics.api_write(&"Secret".into());
+    context.metrics.api_write("Secret");
     // Created, never applied: of two operators that both found none, the second fails and reads the first one's.
     let secret = api
         .create(
@@ -251,7 +251,7 @@ async fn take(
         context.client.clone(),
         &secret.namespace().unwrap_or_default(),
     );
-    context.metrics.api_write(&"Secret".into());
+    context.metrics.api_write("Secret");
     tracing::info!(secret = secret.name_any(), ?step, "rotating an authority");
     // The Secret carries the version it was read at: if anyone changed it since, this fails and everything is decided anew.
     held.secret = api

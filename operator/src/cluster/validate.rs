@@ -254,11 +254,7 @@ fn policy(authority: &CertificateAuthority, field: &str) -> Result<AuthorityPoli
         algorithm: match authority.key_algorithm {
             KeyAlgorithm::EcdsaP256 => pki::KeyAlgorithm::EcdsaP256,
             KeyAlgorithm::EcdsaP384 => pki::KeyAlgorithm::EcdsaP384,
-            other => {
-                return Err(format!(
-                    "spec.certificates.{field}.keyAlgorithm {other:?} is not available in this version: write EcdsaP256 or EcdsaP384"
-                ));
-            }
+            KeyAlgorithm::Rsa3072 => pki::KeyAlgorithm::Rsa3072,
         },
     };
     if policy.renew_before >= policy.validity {

@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// Claims that ask for less than the spec says.
-fn too_small<'a>(
-    claims: &'a [PersistentVolumeClaim],
+fn too_small(
+    claims: &[PersistentVolumeClaim],
     bytes: u64,
-) -> impl Iterator<Item = &'a PersistentVolumeClaim> {
+) -> impl Iterator<Item = &PersistentVolumeClaim> {
     claims.iter().filter(move |claim| {
         let requests = claim
             .spec
@@ -44,7 +44,7 @@ pub(super) async fn grow(
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        context.metrics.api_write(&"PersistentVolumeClaim".into());
+        context.metrics.api_write("PersistentVolumeClaim");
         api.patch(&claim.name_any(), &parameters, &Patch::Merge(&patch))
             .await?;
     }
@@ -58,7 +58,7 @@ pub(super) async fn delete(context: &Context, namespace: &str, cluster: &str) ->
         if claim.metadata.deletion_timestamp.is_some() {
             continue;
         }
-        context.metrics.api_write(&"PersistentVolumeClaim".into());
+        context.metrics.api_write("PersistentVolumeClaim");
         match api
             .delete(&claim.name_any(), &DeleteParams::default())
             .await

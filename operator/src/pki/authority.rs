@@ -22,14 +22,19 @@ pub enum KeyAlgorithm {
     EcdsaP256,
     /// ECDSA on P-384 with SHA-384.
     EcdsaP384,
+    /// RSA of 3072 bits with SHA-256.
+    Rsa3072,
 }
 
 impl KeyAlgorithm {
     fn generate(self) -> Result<KeyPair, PkiError> {
-        Ok(KeyPair::generate_for(match self {
-            Self::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
-            Self::EcdsaP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
-        })?)
+        Ok(match self {
+            Self::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?,
+            Self::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384)?,
+            Self::Rsa3072 => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_3072)?
+            }
+        })
     }
 }
 
@@ -414,6 +419,22 @@ mod tests {
             HOST,
             now() + Duration::days(31)
         ));
+    }
+
+    #[test]
+    fn every_algorithm_issues_what_tls_accepts() {
+        for algorithm in [KeyAlgorithm::EcdsaP384, KeyAlgorithm::Rsa3072] {
+            let made =
+                Authority::generate(&name("events"), algorithm, Duration::days(9), now()).unwrap();
+            let authority = Authority::from_pem(made.certificate_pem(), &made.key_pem()).unwrap();
+            let leaf = broker(&authority);
+            assert!(accepted(
+                &[authority.certificate_pem()],
+                &[&leaf.certificate],
+                HOST,
+                now()
+            ));
+        }
     }
 
     #[test]
