@@ -21,22 +21,18 @@ const NAME: &str = "smoke";
 
 #[test]
 fn a_cluster_runs_restricted_pods_enforces_policies_keeps_volumes_and_leaves_nothing() {
+    if let Some(reason) = Cluster::inability() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "LEFT OUT: the built-in Kubernetes: {reason}"
+        );
+        return;
+    }
     Cluster::remove(NAME).unwrap();
     let before = Machine::look();
+    before.assert_free_of_the_cluster();
     let _guard = Guard;
-    let cluster = match Cluster::up(NAME, 2) {
-        Ok(cluster) => cluster,
-        Err(error) => match error.inability() {
-            Some(reason) => {
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "LEFT OUT: the built-in Kubernetes: {reason}"
-                );
-                return;
-            }
-            None => panic!("{error}"),
-        },
-    };
+    let cluster = Cluster::up(NAME, 2).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let archive = directory.path().join("kcat.tar");
     Image::kcat().unwrap().write(&archive).unwrap();
@@ -257,6 +253,14 @@ struct Machine {
 }
 
 impl Machine {
+    /// So that what an earlier run left does not pass as what was there before.
+    fn assert_free_of_the_cluster(&self) {
+        assert_eq!(self.mounts, BTreeSet::new());
+        assert_eq!(self.namespaces, "");
+        assert_eq!(self.groups, "");
+        assert_eq!(self.processes, BTreeSet::new());
+    }
+
     fn look() -> Self {
         let ours = |text: &str| text.contains("cluster-smoke") || text.contains("palisade.smoke");
         let lines = |text: String| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();

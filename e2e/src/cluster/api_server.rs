@@ -58,7 +58,7 @@ impl ApiServer {
             nodes: false,
         };
         let authority = control_plane.prepare()?;
-        let processes = control_plane.start_api_server(&authority)?;
+        let processes = control_plane.start_api_server(&authority, &std::convert::identity)?;
         let keeper = start_keeper(&directory, &processes)?;
         let server = Self {
             control_plane,

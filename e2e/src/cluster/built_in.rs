@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::Hierarchies;
 use super::command::{run, wait_until};
-use super::control_plane::ControlPlane;
+use super::control_plane::{ControlPlane, Place};
 use super::host::Before;
 use super::network::{self, Network};
 use super::node::Node;
 use super::pki::{Authority, Identity, write_private};
 use super::process::{Process, Spawned, spawn};
-use super::{ClusterError, Program, addons, client, directory, preflight};
+use super::{ClusterError, Inability, Program, addons, client, directory, preflight};
 use crate::image::Image;
 use crate::progress::say;
 
@@ -83,7 +83,10 @@ impl Cluster {
                 nodes,
                 network: Network::choose()?,
                 boot: boot()?,
-                before: Before::note(),
+                before: others(name)?
+                    .into_iter()
+                    .next()
+                    .unwrap_or_else(Before::note),
                 processes: Vec::new(),
                 complete: false,
             },
@@ -95,6 +98,11 @@ impl Cluster {
             return Err(error);
         }
         Ok(cluster)
+    }
+
+    /// Why this machine cannot run a cluster, if it cannot.
+    pub fn inability() -> Option<Inability> {
+        preflight::check().err()
     }
 
     /// The cluster of that name that was started before, by whichever process.
@@ -254,8 +262,9 @@ impl Cluster {
         let authority = control_plane.prepare()?;
         let group = control_plane_group(&name);
         groups.create(&group)?;
-        let api = control_plane.start_api_server(&authority)?;
-        self.record(groups, &group, api)?;
+        let place = |command: Command| groups.join(&group, &command);
+        let api = control_plane.start_api_server(&authority, &place)?;
+        self.keep(api)?;
         // While the API server comes up, the nodes' runtimes do too.
         let images = self.write_images()?;
         let runtimes = each(nodes.iter(), |node| {
@@ -270,14 +279,14 @@ impl Cluster {
         control_plane.wait_ready(&self.state.processes)?;
         say("the API server is ready");
         control_plane.apply(&addons::manifest(network))?;
-        let controllers = control_plane.start_controllers(&authority)?;
-        self.record(groups, &group, controllers)?;
+        let controllers = control_plane.start_controllers(&authority, &place)?;
+        self.keep(controllers)?;
         for (node, runtime) in nodes.iter().zip(&known) {
             let agents = node.start_agents(&authority, &control_plane.url(), runtime, groups)?;
             self.keep(agents)?;
         }
-        let provisioner = self.start_provisioner(&authority, &control_plane)?;
-        self.record(groups, &group, vec![provisioner])?;
+        let provisioner = self.start_provisioner(&authority, &control_plane, &place)?;
+        self.keep(vec![provisioner])?;
         self.wait_whole(&control_plane, &nodes)?;
         self.state.complete = true;
         self.save()?;
@@ -302,6 +311,7 @@ impl Cluster {
         &self,
         authority: &Authority,
         control_plane: &ControlPlane,
+        place: Place<'_>,
     ) -> Result<Spawned, ClusterError> {
         let kubeconfig = self.directory.join("provisioner.kubeconfig");
         authority.kubeconfig(
@@ -315,7 +325,7 @@ impl Cluster {
         spawn(
             "provisioner",
             &self.directory.join("logs/provisioner.log"),
-            command,
+            place(command),
         )
     }
 
@@ -357,21 +367,7 @@ impl Cluster {
         wait("DNS", &dns)
     }
 
-    /// Puts started programs into a control group and remembers them.
-    fn record(
-        &mut self,
-        groups: &Hierarchies,
-        group: &str,
-        started: Vec<Spawned>,
-    ) -> Result<(), ClusterError> {
-        let pids: Vec<i32> = started.iter().map(|it| it.process.pid).collect();
-        self.keep(started)?;
-        for pid in pids {
-            groups.add_daemon(group, pid)?;
-        }
-        Ok(())
-    }
-
+    /// Remembers started programs.
     fn keep(&mut self, started: Vec<Spawned>) -> Result<(), ClusterError> {
         self.state
             .processes
@@ -411,7 +407,8 @@ fn remove(name: &str) -> Result<(), ClusterError> {
         process.signal(Signal::KILL);
     }
     let directory = run_directory(name)?;
-    if state.is_none() && !directory.exists() && !preflight::is_root() {
+    if state.is_none() && !directory.exists() && preflight::check().is_err() {
+        // There cannot be one either.
         return Ok(());
     }
     if let Ok(groups) = Hierarchies::discover() {
@@ -422,7 +419,8 @@ fn remove(name: &str) -> Result<(), ClusterError> {
     for namespace in network::namespaces(name)? {
         network::delete(&namespace)?;
     }
-    if let Some(state) = state {
+    // The last one to go leaves the machine as the first one found it.
+    if let Some(state) = state.filter(|_| others(name).is_ok_and(|it| it.is_empty())) {
         state.before.restore()?;
     }
     match fs::remove_dir_all(&directory) {
@@ -431,6 +429,23 @@ fn remove(name: &str) -> Result<(), ClusterError> {
         }
         _ => Ok(()),
     }
+}
+
+/// How the machine was before each of the other clusters that are on it now.
+fn others(name: &str) -> Result<Vec<Before>, ClusterError> {
+    let states = directory::state()?;
+    let own = run_directory(name)?;
+    let boot = boot()?;
+    let entries = fs::read_dir(&states).map_err(ClusterError::io(&states))?;
+    Ok(entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| *path != own)
+        .filter_map(|path| fs::read_to_string(path.join("state.json")).ok())
+        .filter_map(|text| serde_json::from_str::<State>(&text).ok())
+        .filter(|state| state.boot == boot)
+        .map(|state| state.before)
+        .collect())
 }
 
 fn check_request(name: &str, nodes: u8) -> Result<(), ClusterError> {

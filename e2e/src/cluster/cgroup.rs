@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
@@ -13,10 +14,8 @@ use rustix::process::{Pid, Signal};
 use super::command::wait_until;
 use super::{ClusterError, Inability};
 
-/// The controllers that a node's kubelet and pods use.
-const CONTROLLERS: [&str; 7] = [
-    "cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices",
-];
+/// The controllers without which a kubelet does not start.
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 
 /// The trees of control groups of this machine.
 #[derive(Debug, Clone)]
@@ -25,6 +24,8 @@ pub(crate) struct Hierarchies {
     roots: Vec<PathBuf>,
     /// Which of them daemons are put into.
     daemons: PathBuf,
+    /// A tree of version 2 beside those of version 1, in which runc makes groups too.
+    hybrid: Option<PathBuf>,
     version_2: bool,
 }
 
@@ -53,10 +54,14 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Puts a process into the group of the daemons of a cluster or node.
-    pub(crate) fn add_daemon(&self, group: &str, pid: i32) -> Result<(), ClusterError> {
-        let file = self.daemons.join(group).join("cgroup.procs");
-        fs::write(&file, pid.to_string()).map_err(ClusterError::io(&file))
+    /// A command that is in a group before it is what it is, so that there is no moment at which it would not be
+    /// found there.
+    pub(crate) fn join(&self, group: &str, command: &Command) -> Command {
+        let mut joined = Command::new("sh");
+        joined.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]);
+        joined.arg(self.daemons.join(group).join("cgroup.procs"));
+        joined.arg(command.get_program()).args(command.get_args());
+        joined
     }
 
     /// Kills everything in a group and below it, until nothing is left.
@@ -77,7 +82,7 @@ impl Hierarchies {
 
     /// Removes a group and those below it from every tree.
     pub(crate) fn remove(&self, group: &str) -> Result<(), ClusterError> {
-        for root in &self.roots {
+        for root in self.roots.iter().chain(&self.hybrid) {
             let directory = root.join(group);
             // The kernel lets go of a group only a moment after its last process has ended.
             wait_until(
@@ -95,7 +100,7 @@ impl Hierarchies {
 
     fn processes(&self, group: &str) -> Vec<i32> {
         let mut pids = Vec::new();
-        for root in &self.roots {
+        for root in self.roots.iter().chain(&self.hybrid) {
             collect_processes(&root.join(group), &mut pids);
         }
         pids.sort_unstable();
@@ -126,10 +131,11 @@ fn parse(mounts: &str) -> Result<Hierarchies, Inability> {
             _ => {}
         }
     }
-    if let Some(root) = version_2.filter(|_| version_1.is_empty()) {
+    if let Some(root) = version_2.clone().filter(|_| version_1.is_empty()) {
         return Ok(Hierarchies {
             roots: vec![root.clone()],
             daemons: root,
+            hybrid: None,
             version_2: true,
         });
     }
@@ -149,6 +155,7 @@ fn parse(mounts: &str) -> Result<Hierarchies, Inability> {
         Some(daemons) if missing.is_empty() => Ok(Hierarchies {
             roots: version_1.into_iter().map(|(root, _)| root).collect(),
             daemons,
+            hybrid: version_2,
             version_2: false,
         }),
         _ => Err(Inability::NoControlGroups {
@@ -226,6 +233,7 @@ mod tests {
         let found = parse(mounts).unwrap();
         assert!(!found.version_2);
         assert_eq!(found.daemons, Path::new("/sys/fs/cgroup/pids"));
+        assert_eq!(found.hybrid.unwrap(), Path::new("/sys/fs/cgroup/unified"));
         assert_eq!(found.roots.len(), 5);
     }
 

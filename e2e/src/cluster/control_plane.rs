@@ -13,6 +13,9 @@ use super::{ClusterError, programs};
 /// How long a control plane may take to answer, on a machine that is busy with other things.
 const START_LIMIT: Duration = Duration::from_secs(120);
 
+/// Puts a command where it is to run, as into a control group.
+pub(crate) type Place<'a> = &'a dyn Fn(Command) -> Command;
+
 /// Where a control plane lives and serves.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlPlane {
@@ -100,6 +103,7 @@ impl ControlPlane {
     pub(crate) fn start_api_server(
         &self,
         authority: &Authority,
+        place: Place<'_>,
     ) -> Result<Vec<Spawned>, ClusterError> {
         let client_port = free_port()?;
         let peer_port = free_port()?;
@@ -157,8 +161,8 @@ impl ControlPlane {
             api.args(["--endpoint-reconciler-type", "none"]);
         }
         Ok(vec![
-            spawn("etcd", &self.log("etcd"), etcd)?,
-            spawn("kube-apiserver", &self.log("kube-apiserver"), api)?,
+            spawn("etcd", &self.log("etcd"), place(etcd))?,
+            spawn("kube-apiserver", &self.log("kube-apiserver"), place(api))?,
         ])
     }
 
@@ -166,6 +170,7 @@ impl ControlPlane {
     pub(crate) fn start_controllers(
         &self,
         authority: &Authority,
+        place: Place<'_>,
     ) -> Result<Vec<Spawned>, ClusterError> {
         let start = |name: &str, configure: &dyn Fn(&mut Command)| {
             let kubeconfig = self.directory.join(format!("{name}.kubeconfig"));
@@ -181,7 +186,7 @@ impl ControlPlane {
             ]);
             command.args(["--leader-elect=false"]);
             configure(&mut command);
-            spawn(name, &self.log(name), command)
+            spawn(name, &self.log(name), place(command))
         };
         let manager = start("kube-controller-manager", &|command| {
             command.arg("--root-ca-file").arg(authority.file("ca.crt"));

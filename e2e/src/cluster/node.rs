@@ -243,9 +243,8 @@ impl Node {
         groups: &Hierarchies,
     ) -> Result<Spawned, ClusterError> {
         let log = self.path("logs").join(format!("{name}.log"));
-        let spawned = spawn(&format!("{}/{name}", self.name()), &log, command)?;
-        groups.add_daemon(&self.daemon_group(), spawned.process.pid)?;
-        Ok(spawned)
+        let command = groups.join(&self.daemon_group(), &command);
+        spawn(&format!("{}/{name}", self.name()), &log, command)
     }
 
     fn containerd_config(&self) -> String {

@@ -27,11 +27,6 @@ const PROGRAMS: [&str; 13] = [
 /// The network plugins that a node uses.
 const CNI_PLUGINS: [&str; 3] = ["ptp", "host-local", "portmap"];
 
-/// Whether this process may do everything that a cluster needs.
-pub(crate) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 /// Says why nodes cannot run here, if they cannot.
 pub(crate) fn check() -> Result<(), Inability> {
     let uid = rustix::process::geteuid();
