@@ -108,7 +108,10 @@ fn partition(ctx: &Context, topic: &Topic, index: i32) -> DescribeTopicPartition
     let response = DescribeTopicPartitionsResponsePartition::default()
         .with_partition_index(index)
         .with_replica_nodes(replicas.clone())
-        .with_isr_nodes(replicas);
+        .with_isr_nodes(replicas)
+        // Java's admin client takes these two for lists, never null.
+        .with_eligible_leader_replicas(Some(Vec::new()))
+        .with_last_known_elr(Some(Vec::new()));
     match leader(ctx, topic, index) {
         Some((id, epoch)) => response.with_leader_id(id).with_leader_epoch(epoch),
         None => response
