@@ -198,3 +198,7 @@ fn settings(image: &Image, topic: &Topic) -> TopicSettings {
         delete: found.cleanup.delete,
     }
 }
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

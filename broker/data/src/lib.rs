@@ -27,7 +27,7 @@ mod slot;
 mod types;
 
 pub use catalog::{Catalog, ImageCatalog, TopicSettings, TopicView};
-pub use plane::{DataOptions, DataPlane};
+pub use plane::{DataOptions, DataPlane, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{
     Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize, ProducerInfo,

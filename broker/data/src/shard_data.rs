@@ -109,6 +109,13 @@ impl ShardData {
             .collect()
     }
 
+    /// Takes out the slots that never got a partition, unless their topic is `known`.
+    pub(crate) fn remove_empty(&self, known: impl Fn(TopicId) -> bool) {
+        self.slots
+            .write()
+            .retain(|(topic, _), slot| slot.partition().is_some() || known(*topic));
+    }
+
     /// When segments of a topic are rolled; the size is the broker's own when the topic has none.
     pub(crate) fn rolling(&self, settings: &TopicSettings) -> Rolling {
         Rolling {
@@ -165,6 +172,8 @@ impl ShardData {
         if !self.backlogged.load(Ordering::Acquire) {
             return true;
         }
+        // Before looking: an append that fails from now on raises it again.
+        self.backlogged.store(false, Ordering::Release);
         let now = now_ms();
         let mut failed = false;
         for slot in self.slots() {
@@ -175,8 +184,9 @@ impl ShardData {
                 failed = true;
             }
         }
-        if !failed {
-            self.backlogged.store(false, Ordering::Release);
+        if failed {
+            self.backlogged.store(true, Ordering::Release);
+        } else {
             tracing::info!(shard = %self.id, "the disk takes records again");
         }
         !failed

@@ -37,6 +37,15 @@ pub enum LogError {
         /// The cause.
         source: io::Error,
     },
+    /// A segment could not be synced. The kernel may have dropped what was to be written, so a later success would prove
+    /// nothing: the file is not trusted until a restart has written it again from the write-ahead log.
+    #[error("cannot sync {}: {source}; what it holds is unknown until a restart writes it again", file.display())]
+    SyncFailed {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// An argument that no log can satisfy.
     #[error("{0}")]
     Invalid(String),

@@ -22,6 +22,8 @@ use crate::{
 const STEP: Duration = Duration::from_millis(500);
 /// A shard with few changes is checkpointed this often all the same, so that it does not hold on to the write-ahead log.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
+/// After a checkpoint that failed, the next one is not tried earlier.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(5);
 /// Idempotent producers that were silent for this long are forgotten (Kafka's `producer.id.expiration.ms`).
 const PRODUCER_EXPIRY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -54,6 +56,7 @@ struct Housekeeper {
     reported: bool,
     last_retention: Option<Instant>,
     last_checkpoint: Option<Instant>,
+    last_failure: Option<Instant>,
 }
 
 impl Housekeeper {
@@ -67,23 +70,27 @@ impl Housekeeper {
             plane.report_quarantined();
             self.reported = true;
         }
+        let now = Instant::now();
+        let passed = |since: Option<Instant>, time| {
+            since.is_none_or(|since| now.duration_since(since) >= time)
+        };
+        let regular = passed(self.last_retention, plane.housekeeping);
         let version = plane.catalog.version();
-        if self.seen_version != Some(version) && plane.drop_deleted_topics(version).await {
+        // Regularly too: an append that raced with the deletion may have made a partition again.
+        if regular || self.seen_version != Some(version) {
+            plane.drop_deleted_topics(version).await;
             self.seen_version = Some(version);
         }
-        let now = Instant::now();
-        if self
-            .last_retention
-            .is_none_or(|last| now.duration_since(last) >= plane.housekeeping)
-        {
+        if regular {
             plane.enforce_retention().await;
             plane.expire_producers().await;
             self.last_retention = Some(now);
         }
         let last_checkpoint = *self.last_checkpoint.get_or_insert(now);
-        if plane.checkpoint_needed() || now.duration_since(last_checkpoint) >= CHECKPOINT_AGE {
-            // Logged where it fails, and tried again at the next step.
-            let _ = plane.checkpoint().await;
+        let due = plane.checkpoint_needed() || passed(Some(last_checkpoint), CHECKPOINT_AGE);
+        if due && passed(self.last_failure, CHECKPOINT_RETRY) {
+            // Logged where it fails.
+            self.last_failure = plane.checkpoint().await.is_err().then_some(now);
             self.last_checkpoint = Some(now);
         }
     }
@@ -124,9 +131,8 @@ impl DataPlane {
     }
 
     /// Removes what belongs to topics that the metadata does not have any more. A partition that was made under newer metadata than ours stays: then it is the
-    /// metadata that lags behind. True when all went well.
-    async fn drop_deleted_topics(&self, version: u64) -> bool {
-        let mut done = true;
+    /// metadata that lags behind.
+    async fn drop_deleted_topics(&self, version: u64) {
         for handle in self.shards.values() {
             for topic in self.deleted_topics(handle, version) {
                 tracing::info!(%topic, shard = %handle.data.id, "removing a deleted topic");
@@ -135,11 +141,12 @@ impl DataPlane {
                     .await
                 {
                     tracing::warn!(%topic, %error, "cannot remove a deleted topic yet");
-                    done = false;
                 }
             }
+            handle
+                .data
+                .remove_empty(|topic| self.catalog.contains(topic));
         }
-        done
     }
 
     fn deleted_topics(&self, handle: &ShardHandle, version: u64) -> BTreeSet<TopicId> {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use palisade_log::{
-    LeaderEpoch, PartitionIndex, ShardId, TopicId, Wal, WalRecord,
+    LeaderEpoch, LogError, PartitionIndex, ShardId, TopicId, Wal, WalRecord,
     fs::{FileSystem, RealFs},
 };
 use palisade_seal::FileKeys;
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// How the data plane is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DataOptions {
     /// Directory for partitions and manifests, made when it is not there.
     pub dir: PathBuf,
@@ -55,6 +55,22 @@ pub struct DataOptions {
     pub housekeeping: Duration,
     /// The file system, for tests that inject faults.
     pub fs: Arc<dyn FileSystem>,
+    /// Called when a segment could not be synced: what it holds is then unknown. The default ends the process; the next one writes it again from the
+    /// write-ahead log.
+    pub on_sync_failure: SyncFailureHook,
+}
+
+/// What happens after [`LogError::SyncFailed`].
+pub type SyncFailureHook = Arc<dyn Fn(&LogError) + Send + Sync>;
+
+impl std::fmt::Debug for DataOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataOptions")
+            .field("dir", &self.dir)
+            .field("node", &self.node)
+            .field("data_shards", &self.data_shards)
+            .finish_non_exhaustive()
+    }
 }
 
 impl DataOptions {
@@ -69,6 +85,7 @@ impl DataOptions {
             checkpoint_wal_bytes: 32 << 20,
             housekeeping: Duration::from_secs(10),
             fs: Arc::new(RealFs),
+            on_sync_failure: Arc::new(|_| std::process::abort()),
         }
     }
 }
@@ -85,6 +102,7 @@ pub struct DataPlane {
     checkpointing: tokio::sync::Mutex<()>,
     housekeeping: Duration,
     checkpoint_bytes: u64,
+    on_sync_failure: SyncFailureHook,
 }
 
 struct ShardHandle {
@@ -189,6 +207,7 @@ impl DataPlane {
             checkpointing: tokio::sync::Mutex::new(()),
             housekeeping: options.housekeeping,
             checkpoint_bytes: options.checkpoint_wal_bytes,
+            on_sync_failure: options.on_sync_failure,
         });
         let housekeeper = tokio::spawn(housekeeping::run(
             Arc::downgrade(&plane),
@@ -244,9 +263,13 @@ impl DataPlane {
         // Nearly all of the syncing happens here, beside the appends; the checkpoint itself, which appends wait for, has little left to sync.
         let data = Arc::clone(&handle.data);
         let synced = self.runtime.spawn_blocking(move || data.sync()).await;
-        synced
-            .map_err(|_| DataError::Stopped)?
-            .map_err(DataError::Log)?;
+        if let Err(error) = synced.map_err(|_| DataError::Stopped)? {
+            if matches!(error, LogError::SyncFailed { .. }) {
+                tracing::error!(shard = %handle.data.id, %error, "the disk does not keep what is written to it");
+                (self.on_sync_failure)(&error);
+            }
+            return Err(DataError::Log(error));
+        }
         handle
             .shard
             .checkpoint()

@@ -71,6 +71,7 @@ pub(super) struct Segment {
     index: RwLock<Option<SparseIndex>>,
     damage: Mutex<Option<Damage>>,
     dirty: AtomicBool,
+    sync_failed: Mutex<bool>,
     used: AtomicBool,
 }
 
@@ -138,6 +139,7 @@ impl Segment {
             index: RwLock::new(Some(SparseIndex::default())),
             damage: Mutex::new(None),
             dirty: AtomicBool::new(true),
+            sync_failed: Mutex::new(false),
             used: AtomicBool::new(true),
         };
         Ok((segment, writer))
@@ -167,6 +169,7 @@ impl Segment {
             index: RwLock::new(None),
             damage: Mutex::new(damage),
             dirty: AtomicBool::new(false),
+            sync_failed: Mutex::new(false),
             used: AtomicBool::new(false),
         })
     }
@@ -274,21 +277,26 @@ impl Segment {
         Ok(())
     }
 
-    /// Makes what was appended durable; true when there was something to do.
-    pub(super) fn sync(&self) -> Result<bool, LogError> {
-        if !self.dirty.swap(false, Ordering::AcqRel) {
-            return Ok(false);
+    /// Makes what was appended durable. Once this failed it fails until the file was written again.
+    pub(super) fn sync(&self) -> Result<(), LogError> {
+        // Held to the end: who comes second must not take a sync under way for one that is done.
+        let mut failed = self.sync_failed.lock();
+        let file = self.around.path(self.base);
+        if *failed {
+            let source = std::io::Error::other("an earlier sync of it failed");
+            return Err(LogError::SyncFailed { file, source });
         }
-        let outcome = self.handle().and_then(|handle| {
-            handle
-                .file
-                .sync_data()
-                .map_err(LogError::io("sync", &self.around.path(self.base)))
-        });
-        if outcome.is_err() {
+        if !self.dirty.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let handle = self.handle()?;
+        // Before the sync: what is appended during it needs another.
+        self.dirty.store(false, Ordering::Release);
+        handle.file.sync_data().map_err(|source| {
+            *failed = true;
             self.dirty.store(true, Ordering::Release);
-        }
-        outcome.map(|()| true)
+            LogError::SyncFailed { file, source }
+        })
     }
 
     /// Lets go of the file when it was not used since the last call, so that many partitions do not hold as many files open.

@@ -311,7 +311,7 @@ impl PartitionLog {
     /// Makes everything appended so far durable, so that [`PartitionLog::state`] may go into a manifest.
     ///
     /// # Errors
-    /// When something cannot be written or synced; another call tries again.
+    /// When something cannot be written; another call tries again. [`LogError::SyncFailed`] stays, see there.
     pub fn sync(&self, rolling: Rolling, now_ms: i64) -> Result<(), LogError> {
         self.flush(rolling, now_ms)?;
         let segments = self.inner.read().segments.clone();

@@ -426,24 +426,31 @@ fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
 }
 
 #[test]
-fn a_failed_sync_is_tried_again() {
+fn a_failed_sync_is_not_trusted_again_before_a_restart() {
     let bench = Bench::new();
     let log = filled(&bench, 3);
-    bench.fs.fail_syncs(true);
-    assert!(
-        log.sync(ROLLING, 0)
-            .unwrap_err()
-            .to_string()
-            .contains("injected")
-    );
-    bench.fs.fail_syncs(false);
+    log.sync(ROLLING, 0).unwrap();
+    let manifest = log.state();
     let syncs = || bench.fs.syncs();
     let before = syncs();
     log.sync(ROLLING, 0).unwrap();
-    assert!(syncs() > before);
-    let after = syncs();
+    assert_eq!(syncs(), before, "nothing to do");
+
+    append(&log, &batch(6, 2, 1000));
+    bench.fs.fail_syncs(true);
+    let error = log.sync(ROLLING, 0).unwrap_err();
+    assert!(matches!(error, LogError::SyncFailed { .. }), "{error}");
+    bench.fs.fail_syncs(false);
+    let error = log.sync(ROLLING, 0).unwrap_err();
+    assert!(
+        error.to_string().contains("an earlier sync of it failed"),
+        "{error}"
+    );
+
+    let log = bench.open(&manifest);
+    append(&log, &batch(6, 2, 1000));
     log.sync(ROLLING, 0).unwrap();
-    assert_eq!(syncs(), after, "nothing to do");
+    assert!(syncs() > before);
 }
 
 #[derive(Clone, Debug)]

@@ -204,6 +204,7 @@ impl Bench {
             checkpoint_wal_bytes: self.checkpoint_wal_bytes,
             housekeeping: Duration::from_millis(100),
             fs: self.fs(&self.data_fs),
+            on_sync_failure: Arc::new(|_| {}),
             ..DataOptions::new(self.data_dir())
         };
         let catalog: Arc<dyn Catalog> = Arc::clone(&self.catalog) as _;

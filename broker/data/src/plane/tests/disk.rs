@@ -120,6 +120,29 @@ async fn a_full_data_disk_stops_producers_only_and_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_synced_is_written_again_by_the_next_start() {
+    let bench = Bench::new();
+    let topic = bench.catalog.create(1, |_| {});
+    let plane = bench.start().await;
+    produce(&plane, topic, &batch("a", 10)).await.unwrap();
+    bench.data_fs.fail_syncs(true);
+    assert!(plane.checkpoint().await.is_err());
+    bench.data_fs.fail_syncs(false);
+    let error = plane.checkpoint().await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("what it holds is unknown until a restart writes it again"),
+        "{error}"
+    );
+    bench.kill(plane).await;
+    let plane = bench.start().await;
+    assert_eq!(read_values(&plane, topic).len(), 10);
+    plane.checkpoint().await.unwrap();
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_on_a_full_disk_serves_consumers_and_heals() {
     let bench = Bench::new();
     let topic = bench.catalog.create(1, |_| {});
