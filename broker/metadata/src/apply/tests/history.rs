@@ -1,0 +1,127 @@
+//! Random histories of commands, and what must hold after each of them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_command() -> impl Strategy<Value = MetadataCommand> {
+    let topic = || (1_u128..5).prop_map(id);
+    let name = prop::sample::select(vec!["a", "b.c", "b_c", "d", "bad name"]);
+    prop_oneof![
+        1 => Just(bootstrap()),
+        1 => (-1..3_i32).prop_map(register),
+        1 => (0..3_i32).prop_map(|id| MetadataCommand::UnregisterBroker { id }),
+        4 => (name, 1_u128..5, 0..6_u32).prop_map(|(name, topic, partitions)| create(name, topic, partitions)),
+        2 => topic().prop_map(|id| MetadataCommand::DeleteTopic { id }),
+        2 => (topic(), 0..12_u32).prop_map(|(id, total)| MetadataCommand::CreatePartitions { id, total }),
+        2 => (topic(), any::<bool>(), "[a-z.]{1,8}", "[0-9]{1,4}").prop_map(|(id, replace, name, value)| {
+            MetadataCommand::AlterConfigs {
+                resource: ConfigResource::Topic(id),
+                replace,
+                ops: vec![ConfigOp::Append { name, value }],
+            }
+        }),
+        2 => prop::sample::select(vec!["a", "", "*"])
+            .prop_map(|name| MetadataCommand::CreateAcls { bindings: vec![binding(name)] }),
+        1 => Just(MetadataCommand::DeleteAcls { filters: vec![AclFilter::ANY] }),
+        2 => (prop::sample::select(vec!["alice", ""]), any::<bool>()).prop_map(|(user, delete)| {
+            let mechanism = ScramMechanism::Sha256;
+            MetadataCommand::AlterScram {
+                user: user.to_owned(),
+                upserts: if delete { vec![] } else { vec![credential(mechanism, 1)] },
+                deletions: if delete { vec![mechanism] } else { vec![] },
+            }
+        }),
+        1 => (-5..5_i32).prop_map(|value| MetadataCommand::AlterQuotas {
+            entity: QuotaEntity::User(EntityName::Default),
+            changes: vec![(QuotaKey::ConsumerByteRate, Some(f64::from(value)))],
+        }),
+        1 => any::<u32>().prop_map(|count| MetadataCommand::AllocateProducerIds { count }),
+        1 => (topic(), 0..4_u32).prop_map(|(id, version)| MetadataCommand::SetTopicKey {
+            id, version: DekVersion(version), key: key(3),
+        }),
+        1 => (topic(), 0..4_u32).prop_map(|(id, version)| MetadataCommand::DropTopicKey {
+            id, version: DekVersion(version),
+        }),
+        1 => (0..4_u32).prop_map(|version| MetadataCommand::SetSystemKey {
+            version: DekVersion(version), key: key(4),
+        }),
+    ]
+}
+
+/// What must hold of every image, whatever happened.
+fn check(image: &Image) {
+    let topics = image.topics.iter().count();
+    assert_eq!(topics, image.topics.len());
+    let partitions: usize = image
+        .topics
+        .iter()
+        .map(|topic| topic.partitions.len())
+        .sum();
+    assert_eq!(partitions, image.topics.partition_count());
+    let shards = image
+        .cluster
+        .as_ref()
+        .map_or(0, |cluster| cluster.data_shards);
+    for topic in image.topics.iter() {
+        assert_eq!(
+            image.topics.by_name(&topic.name).map(|found| found.id),
+            Some(topic.id)
+        );
+        assert_eq!(image.topics.colliding(&topic.name), None);
+        assert!(topic.current_key().is_some());
+        assert!(
+            topic
+                .partitions
+                .iter()
+                .all(|shard| (1..=shards).contains(&shard.0))
+        );
+    }
+    assert!(
+        image
+            .scram
+            .users()
+            .all(|user| image.scram.of_user(user).count() > 0)
+    );
+}
+
+proptest! {
+    #[test]
+    fn every_broker_that_applies_the_same_entries_has_the_same_image(
+        commands in prop::collection::vec(any_command(), 0..60),
+        checkpoint in 0_usize..60,
+    ) {
+        let mut one = Image::new();
+        let mut other = Image::new();
+        for (index, command) in commands.iter().enumerate() {
+            let entry = command.encode().unwrap();
+            prop_assert_eq!(&MetadataCommand::decode(&entry).unwrap(), command);
+            let before = one.clone();
+            let outcome = one.apply_entry(&entry);
+            if outcome.is_err() {
+                prop_assert_eq!(&one, &before);
+                prop_assert!(before.admit(command).is_err());
+            } else {
+                prop_assert_eq!(one.version, before.version + 1);
+            }
+            // The other is restarted from its checkpoint in the middle.
+            if index == checkpoint {
+                other = Image::decode(&other.encode().unwrap()).unwrap();
+            }
+            prop_assert_eq!(other.apply_entry(&entry), outcome);
+            check(&one);
+        }
+        prop_assert_eq!(one, other);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut entry = vec![1];
+        entry.extend(&bytes);
+        let mut image = cluster();
+        let _ = image.apply_entry(&entry);
+        let _ = Image::decode(&bytes);
+        let _ = Image::decode(&entry);
+        check(&image);
+    }
+}
