@@ -28,7 +28,10 @@ fn frames_of_impossible_length_are_refused_unread() -> Result<()> {
     let broker = Broker::start()?;
     let id = broker.id().context("it runs")?;
     for (length, message) in [
-        (i32::MAX, "frame of 2147483647 bytes is over the limit of 524288"),
+        (
+            i32::MAX,
+            "frame of 2147483647 bytes is over the limit of 524288",
+        ),
         (-1, "frame of -1 bytes is over the limit"),
         (524_289, "frame of 524289 bytes is over the limit of 524288"),
     ] {
@@ -38,13 +41,25 @@ fn frames_of_impossible_length_are_refused_unread() -> Result<()> {
     }
     let mut client = broker.raw_admin()?;
     client.send(&(100 * 1024 * 1024 + 1_i32).to_be_bytes())?;
-    closed_with(&broker, &mut client, "frame of 104857601 bytes is over the limit of 104857600")?;
+    closed_with(
+        &broker,
+        &mut client,
+        "frame of 104857601 bytes is over the limit of 104857600",
+    )?;
     let mut client = broker.raw()?;
     client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    closed_with(&broker, &mut client, "the client speaks HTTP, but this is a Kafka port")?;
+    closed_with(
+        &broker,
+        &mut client,
+        "the client speaks HTTP, but this is a Kafka port",
+    )?;
     let mut client = broker.raw()?;
     client.send_frame(&[0, 18])?;
-    closed_with(&broker, &mut client, "a frame of 2 bytes is too short for a request header")?;
+    closed_with(
+        &broker,
+        &mut client,
+        "a frame of 2 bytes is too short for a request header",
+    )?;
 
     // Fifty clients that announce 90 MB each and send a few bytes.
     let mut waiting = Vec::new();
@@ -74,7 +89,11 @@ fn unknown_apis_and_versions_are_named() -> Result<()> {
     closed_with(&broker, &mut client, "unknown or unsupported api key -5")?;
     let mut client = broker.raw_admin()?;
     client.send_frame(&header(METADATA, 77))?;
-    closed_with(&broker, &mut client, "Metadata version 77 is not supported: this broker speaks 0 to ")?;
+    closed_with(
+        &broker,
+        &mut client,
+        "Metadata version 77 is not supported: this broker speaks 0 to ",
+    )?;
     // ApiVersions is where clients learn what is spoken: an unknown version of it is answered in version 0 (KIP-511).
     let mut client = broker.raw()?;
     let answer = client.request(API_VERSIONS, 99, &[])?.frame()?;
@@ -98,19 +117,41 @@ fn nothing_is_served_before_authentication() -> Result<()> {
     let mut client = broker.raw()?;
     let unknown = client.request(17, 1, b"\x00\x06GSSAPI")?.frame()?;
     assert_eq!(unknown.get(4..6), Some(&[0, 33][..]), "{unknown:?}");
-    for message in [&b""[..], b"\0", b"\0\0\0", b"no zero bytes", b"\0admin", b"\0admin\0", &[0xff; 300], b"n,,n=admin,r=x"] {
+    for message in [
+        &b""[..],
+        b"\0",
+        b"\0\0\0",
+        b"no zero bytes",
+        b"\0admin",
+        b"\0admin\0",
+        &[0xff; 300],
+        b"n,,n=admin,r=x",
+    ] {
         let mut client = broker.raw()?;
         let handshake = client.request(17, 1, b"\x00\x05PLAIN")?.frame()?;
         assert_eq!(handshake.get(4..6), Some(&[0, 0][..]));
         let length = u32::try_from(message.len())?.to_be_bytes();
-        assert_closed_or_refused(client.request(36, 0, &[&length, message].concat())?, "PLAIN");
+        assert_closed_or_refused(
+            client.request(36, 0, &[&length, message].concat())?,
+            "PLAIN",
+        );
     }
-    for message in [&b"n,,n=admin"[..], b"p=tls-unique,,n=admin,r=x", b"n,,n=,r=x", b"n,,n=admin,r=", &[b'x'; 9000], &[0xc3, 0x28]] {
+    for message in [
+        &b"n,,n=admin"[..],
+        b"p=tls-unique,,n=admin,r=x",
+        b"n,,n=,r=x",
+        b"n,,n=admin,r=",
+        &[b'x'; 9000],
+        &[0xc3, 0x28],
+    ] {
         let mut client = broker.raw()?;
         let handshake = client.request(17, 1, b"\x00\x0dSCRAM-SHA-512")?.frame()?;
         assert_eq!(handshake.get(4..6), Some(&[0, 0][..]));
         let length = u32::try_from(message.len())?.to_be_bytes();
-        assert_closed_or_refused(client.request(36, 0, &[&length, message].concat())?, "SCRAM");
+        assert_closed_or_refused(
+            client.request(36, 0, &[&length, message].concat())?,
+            "SCRAM",
+        );
     }
     broker.raw_admin()?;
     Ok(())
@@ -122,7 +163,10 @@ fn malformed_bodies_are_named_and_reserve_nothing() -> Result<()> {
     let broker = Broker::start()?;
     let id = broker.id().context("it runs")?;
     for (body, message) in [
-        (&[0x7f, 0xff, 0xff, 0xff][..], "malformed Metadata version 1"),
+        (
+            &[0x7f, 0xff, 0xff, 0xff][..],
+            "malformed Metadata version 1",
+        ),
         (&[0, 0, 0, 2, 0, 1, b'a'], "malformed Metadata version 1"),
         (&[0, 0, 0, 1, 0x80, 0, b'a'], "malformed Metadata version 1"),
     ] {
@@ -141,18 +185,29 @@ fn a_batch_with_a_wrong_checksum_is_not_stored() -> Result<()> {
     let broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "checked"])?.success()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "checked"])?
+        .success()?;
     let mut client = broker.raw_admin()?;
     let good = batch(b"good");
-    assert_eq!(produce(&mut client, &good)?, 0, "the batch is right as it is");
+    assert_eq!(
+        produce(&mut client, &good)?,
+        0,
+        "the batch is right as it is"
+    );
     for position in [17, 21, 60, good.len() - 1] {
         let mut bad = good.clone();
         *bad.get_mut(position).context("a position in the batch")? ^= 0x20;
         let code = produce(&mut client, &bad)?;
         // CORRUPT_MESSAGE, or INVALID_RECORD where the length of a part is what was changed.
-        assert!(code == 2 || code == 87, "byte {position} changed: error code {code}");
+        assert!(
+            code == 2 || code == 87,
+            "byte {position} changed: error code {code}"
+        );
     }
-    let seen = Kcat::new(&admin)?.consume("checked", &[])?.success()?.stdout;
+    let seen = Kcat::new(&admin)?
+        .consume("checked", &[])?
+        .success()?
+        .stdout;
     assert_eq!(seen, "good\n");
     Ok(())
 }
@@ -190,24 +245,33 @@ fn random_frames_never_end_the_broker() -> Result<()> {
 
 fn assert_closed_or_refused(answer: Answer, what: &str) {
     if let Answer::Frame(frame) = answer {
-        let code = frame.get(4..6).map(|bytes| i16::from_be_bytes([bytes[0], bytes[1]]));
+        let code = frame
+            .get(4..6)
+            .map(|bytes| i16::from_be_bytes([bytes[0], bytes[1]]));
         assert!(code.is_some_and(|code| code != 0), "{what}: {frame:?}");
     }
 }
 
 /// A request header of version 1: API key, version, correlation id, client id.
 fn header(key: i16, version: i16) -> Vec<u8> {
-    [&key.to_be_bytes()[..], &version.to_be_bytes(), &[0, 0, 0, 7], &[0, 3], b"raw"].concat()
+    [
+        &key.to_be_bytes()[..],
+        &version.to_be_bytes(),
+        &[0, 0, 0, 7],
+        &[0, 3],
+        b"raw",
+    ]
+    .concat()
 }
 
 /// Produces one batch to partition 0 of `checked` with version 3; the partition's error code.
 fn produce(client: &mut RawClient, batch: &[u8]) -> Result<i16> {
     let length = u32::try_from(batch.len())?.to_be_bytes();
     let body = [
-        &[0xff, 0xff][..],         // no transactional id
-        &[0xff, 0xff],             // acks: all
-        &[0, 0, 0x27, 0x10],       // ten seconds
-        &[0, 0, 0, 1, 0, 7],       // one topic
+        &[0xff, 0xff][..],   // no transactional id
+        &[0xff, 0xff],       // acks: all
+        &[0, 0, 0x27, 0x10], // ten seconds
+        &[0, 0, 0, 1, 0, 7], // one topic
         b"checked",
         &[0, 0, 0, 1, 0, 0, 0, 0], // one partition: 0
         &length,
@@ -225,14 +289,14 @@ fn batch(value: &[u8]) -> Vec<u8> {
     let zigzag = |number: usize| u8::try_from(number * 2).expect("a small number");
     let record = [&[0, 0, 0, 1, zigzag(value.len())][..], value, &[0]].concat();
     let checked = [
-        &[0, 0][..],                             // attributes
-        &[0, 0, 0, 0],                           // last offset delta
-        &1_700_000_000_000_i64.to_be_bytes(),    // first timestamp
-        &1_700_000_000_000_i64.to_be_bytes(),    // last timestamp
-        &(-1_i64).to_be_bytes(),                 // no producer id
+        &[0, 0][..],                          // attributes
+        &[0, 0, 0, 0],                        // last offset delta
+        &1_700_000_000_000_i64.to_be_bytes(), // first timestamp
+        &1_700_000_000_000_i64.to_be_bytes(), // last timestamp
+        &(-1_i64).to_be_bytes(),              // no producer id
         &(-1_i16).to_be_bytes(),
         &(-1_i32).to_be_bytes(),
-        &1_u32.to_be_bytes(),                    // one record
+        &1_u32.to_be_bytes(), // one record
         &[zigzag(record.len())],
         &record,
     ]
@@ -253,7 +317,11 @@ fn batch(value: &[u8]) -> Vec<u8> {
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82f6_3b78
+            } else {
+                crc >> 1
+            }
         })
     })
 }
@@ -263,7 +331,13 @@ fn resident_bytes(id: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{id}/status"))?;
     let kilobytes = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .context("no VmRSS")?;
     Ok(kilobytes * 1024)
 }

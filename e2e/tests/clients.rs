@@ -22,25 +22,67 @@ fn kcat_produces_and_consumes_in_every_codec() -> Result<()> {
     let admin = broker.admin();
     let kcat = Kcat::new(&admin)?;
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "codecs", "--partitions", "5"])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "codecs", "--partitions", "5"],
+    )?
+    .success()?;
     for (partition, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].iter().enumerate() {
-        let lines: String = (0..500).map(|number| format!("key-{number}:{codec} {number}\n")).collect();
+        let lines: String = (0..500)
+            .map(|number| format!("key-{number}:{codec} {number}\n"))
+            .collect();
         let partition = partition.to_string();
-        let more = ["-p", &partition, "-z", codec, "-K:", "-H", "origin=kcat", "-X", "linger.ms=50"];
+        let more = [
+            "-p",
+            &partition,
+            "-z",
+            codec,
+            "-K:",
+            "-H",
+            "origin=kcat",
+            "-X",
+            "linger.ms=50",
+        ];
         kcat.produce("codecs", &lines, &more)?.success()?;
-        let seen = kcat.consume("codecs", &["-p", &partition, "-f", "%k:%s %h\n"])?.success()?.stdout;
-        let expected: String = (0..500).map(|number| format!("key-{number}:{codec} {number} origin=kcat\n")).collect();
-        assert!(seen == expected, "{codec}: {} of {} bytes came back", seen.len(), expected.len());
+        let seen = kcat
+            .consume("codecs", &["-p", &partition, "-f", "%k:%s %h\n"])?
+            .success()?
+            .stdout;
+        let expected: String = (0..500)
+            .map(|number| format!("key-{number}:{codec} {number} origin=kcat\n"))
+            .collect();
+        assert!(
+            seen == expected,
+            "{codec}: {} of {} bytes came back",
+            seen.len(),
+            expected.len()
+        );
     }
     let metadata = kcat.metadata()?;
-    assert_eq!(metadata["brokers"].as_array().map(Vec::len), Some(1), "{metadata}");
+    assert_eq!(
+        metadata["brokers"].as_array().map(Vec::len),
+        Some(1),
+        "{metadata}"
+    );
     assert_eq!(metadata["brokers"][0]["name"], broker.bootstrap());
-    let topic = metadata["topics"].as_array().and_then(|topics| topics.iter().find(|topic| topic["topic"] == "codecs"));
-    let partitions = topic.and_then(|topic| topic["partitions"].as_array()).context("no topic")?;
-    assert!(partitions.len() == 5 && partitions.iter().all(|partition| partition["leader"].as_i64() >= Some(0)), "{metadata}");
+    let topic = metadata["topics"]
+        .as_array()
+        .and_then(|topics| topics.iter().find(|topic| topic["topic"] == "codecs"));
+    let partitions = topic
+        .and_then(|topic| topic["partitions"].as_array())
+        .context("no topic")?;
+    assert!(
+        partitions.len() == 5
+            && partitions
+                .iter()
+                .all(|partition| partition["leader"].as_i64() >= Some(0)),
+        "{metadata}"
+    );
     // Topics are never made by being mentioned.
     let unmade = ["-X", "topic.metadata.propagation.max.ms=500"];
-    kcat.produce("unmade", "x\n", &unmade)?.refused("unknown topic")?;
+    kcat.produce("unmade", "x\n", &unmade)?
+        .refused("unknown topic")?;
     Ok(())
 }
 
@@ -51,8 +93,25 @@ fn kcat_groups_share_partitions_and_keep_their_place() -> Result<()> {
     let admin = broker.admin();
     let kcat = Kcat::new(&admin)?;
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "work", "--partitions", "4"])?.success()?;
-    let member = ["-q", "-u", "-X", "auto.offset.reset=earliest", "-X", "session.timeout.ms=6000", "-f", "%p %s\n", "-G", "workers", "work"];
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "work", "--partitions", "4"],
+    )?
+    .success()?;
+    let member = [
+        "-q",
+        "-u",
+        "-X",
+        "auto.offset.reset=earliest",
+        "-X",
+        "session.timeout.ms=6000",
+        "-f",
+        "%p %s\n",
+        "-G",
+        "workers",
+        "work",
+    ];
     let mut members = Vec::new();
     for name in ["one.log", "two.log"] {
         members.push(kcat.background(&member, &broker.scratch().join(name))?);
@@ -62,28 +121,44 @@ fn kcat_groups_share_partitions_and_keep_their_place() -> Result<()> {
     wait_until("both members get records", Duration::from_secs(40), || {
         round += 1;
         for partition in ["0", "1", "2", "3"] {
-            kcat.produce("work", &format!("round-{round}\n"), &["-p", partition])?.success()?;
+            kcat.produce("work", &format!("round-{round}\n"), &["-p", partition])?
+                .success()?;
         }
-        anyhow::ensure!(members.iter().all(|member| !member.log().is_empty()), "{:?}", members.iter().map(|member| member.log()).collect::<Vec<_>>());
+        anyhow::ensure!(
+            members.iter().all(|member| !member.log().is_empty()),
+            "{:?}",
+            members
+                .iter()
+                .map(|member| member.log())
+                .collect::<Vec<_>>()
+        );
         Ok(())
     })?;
     let mut leaver = members.pop().context("two members")?;
     leaver.terminate(Duration::from_secs(10))?;
     for partition in ["0", "1", "2", "3"] {
-        kcat.produce("work", "last\n", &["-p", partition])?.success()?;
+        kcat.produce("work", "last\n", &["-p", partition])?
+            .success()?;
     }
     let stayer = members.pop().context("two members")?;
-    wait_until("the member that stays reads all partitions", Duration::from_secs(40), || {
-        let log = stayer.log();
-        let last = log.lines().filter(|line| line.ends_with(" last")).count();
-        anyhow::ensure!(last == 4, "{log}");
-        Ok(())
-    })?;
+    wait_until(
+        "the member that stays reads all partitions",
+        Duration::from_secs(40),
+        || {
+            let log = stayer.log();
+            let last = log.lines().filter(|line| line.ends_with(" last")).count();
+            anyhow::ensure!(last == 4, "{log}");
+            Ok(())
+        },
+    )?;
     let mut stayer = stayer;
     stayer.terminate(Duration::from_secs(10))?;
     // Both left and committed: a third reads only what is new.
     kcat.produce("work", "new\n", &["-p", "2"])?.success()?;
-    let seen = kcat.consume_group("workers", &["work"], &[])?.success()?.stdout;
+    let seen = kcat
+        .consume_group("workers", &["work"], &[])?
+        .success()?
+        .stdout;
     assert_eq!(seen, "new\n");
     Ok(())
 }
@@ -96,24 +171,53 @@ fn passwords_are_checked_by_every_mechanism() -> Result<()> {
     let mut java = Java::lease()?;
     for mechanism in ["SCRAM-SHA-512", "SCRAM-SHA-256"] {
         let config = format!("{mechanism}=[iterations=4096,password=alice-secret]");
-        let alter = ["--alter", "--entity-type", "users", "--entity-name", "alice", "--add-config", &config];
+        let alter = [
+            "--alter",
+            "--entity-type",
+            "users",
+            "--entity-name",
+            "alice",
+            "--add-config",
+            &config,
+        ];
         java.tool(tool::CONFIGS, &admin, &alter)?.success()?;
     }
-    for mechanism in [Mechanism::ScramSha512, Mechanism::ScramSha256, Mechanism::Plain] {
-        let client = |user: &str, password: &str| broker.client("probe", &Login::password(mechanism, user, password));
+    for mechanism in [
+        Mechanism::ScramSha512,
+        Mechanism::ScramSha256,
+        Mechanism::Plain,
+    ] {
+        let client = |user: &str, password: &str| {
+            broker.client("probe", &Login::password(mechanism, user, password))
+        };
         let right = Kcat::new(&client("alice", "alice-secret")?)?;
-        assert_eq!(right.metadata()?["brokers"].as_array().map(Vec::len), Some(1), "{mechanism:?}");
-        for (user, password) in [("alice", "alice-secreT"), ("Alice", "alice-secret"), ("nobody", "alice-secret")] {
+        assert_eq!(
+            right.metadata()?["brokers"].as_array().map(Vec::len),
+            Some(1),
+            "{mechanism:?}"
+        );
+        for (user, password) in [
+            ("alice", "alice-secreT"),
+            ("Alice", "alice-secret"),
+            ("nobody", "alice-secret"),
+        ] {
             let wrong = Kcat::new(&client(user, password)?)?;
-            wrong.run(&["-L", "-m", "4"], "")?.refused("authentication")?;
+            wrong
+                .run(&["-L", "-m", "4"], "")?
+                .refused("authentication")?;
         }
         // The Java client tells a refused password from a lost connection; once per mechanism is enough.
         let wrong = client("alice", "not it")?;
-        java.tool(tool::TOPICS, &wrong, &["--list"])?.refused("authentication failed")?;
-        java.tool(tool::TOPICS, &client("alice", "alice-secret")?, &["--list"])?.success()?;
+        java.tool(tool::TOPICS, &wrong, &["--list"])?
+            .refused("authentication failed")?;
+        java.tool(tool::TOPICS, &client("alice", "alice-secret")?, &["--list"])?
+            .success()?;
     }
     let log = broker.log();
-    assert!(!log.contains("alice-secret") && !log.contains("not it"), "the log shows a password:\n{log}");
+    assert!(
+        !log.contains("alice-secret") && !log.contains("not it"),
+        "the log shows a password:\n{log}"
+    );
     Ok(())
 }
 
@@ -123,22 +227,57 @@ fn a_user_without_rights_is_refused_everything() -> Result<()> {
     let broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "user-events"])?.success()?;
-    Kcat::new(&admin)?.produce("user-events", "secret\n", &[])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "user-events"],
+    )?
+    .success()?;
+    Kcat::new(&admin)?
+        .produce("user-events", "secret\n", &[])?
+        .success()?;
     let mallory = broker.user(&mut java, "mallory")?;
     let kcat = Kcat::new(&mallory)?;
-    kcat.produce("user-events", "forged\n", &[])?.refused("topic authorization failed")?;
-    let read = kcat.consume("user-events", &[])?.refused("topic authorization failed")?;
+    kcat.produce("user-events", "forged\n", &[])?
+        .refused("topic authorization failed")?;
+    let read = kcat
+        .consume("user-events", &[])?
+        .refused("topic authorization failed")?;
     assert!(!read.stdout.contains("secret"), "{}", read.stdout);
-    let group = kcat.consume_group("analytics-service", &["user-events"], &["-c", "1"])?.says("authorization failed")?;
+    let group = kcat
+        .consume_group("analytics-service", &["user-events"], &["-c", "1"])?
+        .says("authorization failed")?;
     assert!(!group.stdout.contains("secret"), "{}", group.stdout);
     assert_eq!(kcat.metadata()?["topics"].as_array().map(Vec::len), Some(0));
-    java.tool(tool::TOPICS, &mallory, &["--create", "--topic", "mine"])?.refused("authorization failed")?;
-    java.tool(tool::TOPICS, &mallory, &["--delete", "--topic", "user-events"])?.refused("user-events")?;
-    let alter = ["--alter", "--entity-type", "users", "--entity-name", "admin", "--add-config", "SCRAM-SHA-512=[password=mine]"];
-    java.tool(tool::CONFIGS, &mallory, &alter)?.refused("authorization")?;
-    java.tool(tool::CONSUMER_GROUPS, &mallory, &["--describe", "--group", "analytics-service"])?.says("GroupAuthorizationException")?;
-    let seen = Kcat::new(&admin)?.consume("user-events", &[])?.success()?.stdout;
+    java.tool(tool::TOPICS, &mallory, &["--create", "--topic", "mine"])?
+        .refused("authorization failed")?;
+    java.tool(
+        tool::TOPICS,
+        &mallory,
+        &["--delete", "--topic", "user-events"],
+    )?
+    .refused("user-events")?;
+    let alter = [
+        "--alter",
+        "--entity-type",
+        "users",
+        "--entity-name",
+        "admin",
+        "--add-config",
+        "SCRAM-SHA-512=[password=mine]",
+    ];
+    java.tool(tool::CONFIGS, &mallory, &alter)?
+        .refused("authorization")?;
+    java.tool(
+        tool::CONSUMER_GROUPS,
+        &mallory,
+        &["--describe", "--group", "analytics-service"],
+    )?
+    .says("GroupAuthorizationException")?;
+    let seen = Kcat::new(&admin)?
+        .consume("user-events", &[])?
+        .success()?
+        .stdout;
     assert_eq!(seen, "secret\n");
     Ok(())
 }
@@ -151,9 +290,18 @@ fn quotas_throttle_the_client_they_name() -> Result<()> {
     let broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "load"])?.success()?;
+    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "load"])?
+        .success()?;
     let alice = broker.user(&mut java, "alice")?;
-    let allow = ["--add", "--allow-principal", "User:alice", "--operation", "All", "--topic", "load"];
+    let allow = [
+        "--add",
+        "--allow-principal",
+        "User:alice",
+        "--operation",
+        "All",
+        "--topic",
+        "load",
+    ];
     java.tool(tool::ACLS, &admin, &allow)?.success()?;
     let quota = [
         "--alter",
@@ -174,13 +322,48 @@ fn quotas_throttle_the_client_they_name() -> Result<()> {
     // speed of the machine.
     let line = "x".repeat(999);
     let lines: String = (0..1400).map(|_| format!("{line}\n")).collect();
-    let more = ["-v", "-X", "batch.size=65536", "-X", "message.timeout.ms=120000"];
-    let free = kcat.produce("load", &lines, &[&more[..], &["-X", "client.id=client-2"]].concat())?.success()?;
-    assert!(!free.stderr.contains("throttled request"), "{}", free.stderr);
-    let held = kcat.produce("load", &lines, &[&more[..], &["-X", "client.id=client-1"]].concat())?.success()?;
+    let more = [
+        "-v",
+        "-X",
+        "batch.size=65536",
+        "-X",
+        "message.timeout.ms=120000",
+    ];
+    let free = kcat
+        .produce(
+            "load",
+            &lines,
+            &[&more[..], &["-X", "client.id=client-2"]].concat(),
+        )?
+        .success()?;
+    assert!(
+        !free.stderr.contains("throttled request"),
+        "{}",
+        free.stderr
+    );
+    let held = kcat
+        .produce(
+            "load",
+            &lines,
+            &[&more[..], &["-X", "client.id=client-1"]].concat(),
+        )?
+        .success()?;
     assert!(throttled_ms(&held.stderr) > 0, "{}", held.stderr);
-    let read = ["-v", "-c", "1000", "-X", "client.id=client-1", "-X", "fetch.message.max.bytes=65536"];
-    let read = kcat.run(&[&["-C", "-t", "load", "-o", "beginning", "-e"], &read[..]].concat(), "")?.success()?;
+    let read = [
+        "-v",
+        "-c",
+        "1000",
+        "-X",
+        "client.id=client-1",
+        "-X",
+        "fetch.message.max.bytes=65536",
+    ];
+    let read = kcat
+        .run(
+            &[&["-C", "-t", "load", "-o", "beginning", "-e"], &read[..]].concat(),
+            "",
+        )?
+        .success()?;
     assert!(throttled_ms(&read.stderr) > 0, "{}", read.stderr);
 
     let perf = [
@@ -198,7 +381,10 @@ fn quotas_throttle_the_client_they_name() -> Result<()> {
         "batch.size=32768",
         "delivery.timeout.ms=120000",
     ];
-    let metrics = java.tool(tool::PRODUCER_PERFORMANCE, &alice, &perf)?.success()?.stdout;
+    let metrics = java
+        .tool(tool::PRODUCER_PERFORMANCE, &alice, &perf)?
+        .success()?
+        .stdout;
     let throttle = metrics
         .lines()
         .find(|line| line.contains("produce-throttle-time-max"))
@@ -218,8 +404,15 @@ fn the_admin_port_serves_health_and_metrics() -> Result<()> {
     let (status, body) = broker.http("/status")?;
     assert!(status == 401 || status == 403, "{status} {body}");
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "counted", "--partitions", "3"])?.success()?;
-    Kcat::new(&admin)?.produce("counted", "one\ntwo\n", &[])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "counted", "--partitions", "3"],
+    )?
+    .success()?;
+    Kcat::new(&admin)?
+        .produce("counted", "one\ntwo\n", &[])?
+        .success()?;
     let (status, metrics) = broker.http("/metrics")?;
     assert_eq!(status, 200);
     assert!(metrics.contains("# TYPE palisade_"), "{metrics}");
@@ -234,10 +427,24 @@ fn a_client_certificate_is_a_principal() -> Result<()> {
     let broker = Broker::start()?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "user-events"])?.success()?;
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "user-events"],
+    )?
+    .success()?;
     let bob = Kcat::new(&broker.client("bob", &Login::Certificate(broker.certificate("bob")?))?)?;
-    bob.produce("user-events", "early\n", &[])?.refused("topic authorization failed")?;
-    let allow = ["--add", "--allow-principal", "User:CN=bob", "--operation", "Write", "--topic", "user-events"];
+    bob.produce("user-events", "early\n", &[])?
+        .refused("topic authorization failed")?;
+    let allow = [
+        "--add",
+        "--allow-principal",
+        "User:CN=bob",
+        "--operation",
+        "Write",
+        "--topic",
+        "user-events",
+    ];
     java.tool(tool::ACLS, &admin, &allow)?.success()?;
     bob.produce("user-events", "signed\n", &[])?.success()?;
 
@@ -245,7 +452,10 @@ fn a_client_certificate_is_a_principal() -> Result<()> {
     let forged = broker.client("forged", &Login::Certificate(stranger.certificate("bob")?))?;
     let refused = Kcat::new(&forged)?.run(&["-L", "-m", "4"], "")?;
     assert_ne!(refused.status, 0, "{}", refused.text());
-    let seen = Kcat::new(&admin)?.consume("user-events", &[])?.success()?.stdout;
+    let seen = Kcat::new(&admin)?
+        .consume("user-events", &[])?
+        .success()?
+        .stdout;
     assert_eq!(seen, "signed\n");
     Ok(())
 }
@@ -256,7 +466,13 @@ fn plaintext_and_anonymous_clients_are_refused() -> Result<()> {
     let broker = Broker::start()?;
     let admin = broker.admin();
     let plaintext = broker.scratch().join("plaintext.conf");
-    fs::write(&plaintext, format!("bootstrap.servers={}\nsecurity.protocol=PLAINTEXT\n", broker.bootstrap()))?;
+    fs::write(
+        &plaintext,
+        format!(
+            "bootstrap.servers={}\nsecurity.protocol=PLAINTEXT\n",
+            broker.bootstrap()
+        ),
+    )?;
     let mut access = admin.clone();
     access.librdkafka = plaintext;
     let refused = Kcat::new(&access)?.run(&["-L", "-m", "4"], "")?;
@@ -267,7 +483,10 @@ fn plaintext_and_anonymous_clients_are_refused() -> Result<()> {
     socket.write_all(&[0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0xff, 0xff])?;
     let mut answer = Vec::new();
     let _ = socket.read_to_end(&mut answer);
-    assert!(answer.len() < 32 && answer.first().is_none_or(|byte| *byte == 21), "{answer:?}");
+    assert!(
+        answer.len() < 32 && answer.first().is_none_or(|byte| *byte == 21),
+        "{answer:?}"
+    );
 
     let anonymous = Kcat::new(&broker.client("anonymous", &Login::Anonymous)?)?;
     let refused = anonymous.run(&["-L", "-m", "4"], "")?;
@@ -275,56 +494,41 @@ fn plaintext_and_anonymous_clients_are_refused() -> Result<()> {
 
     for (version, works) in [("-tls1_3", true), ("-tls1_2", true), ("-tls1_1", false)] {
         let mut client = Command::new("openssl");
-        client.args(["s_client", "-connect", &format!("127.0.0.1:{}", broker.port()), "-CAfile"]);
-        client.arg(broker.authority()).args(["-verify_return_error", "-verify_hostname", "localhost", "-brief", version]);
+        client.args([
+            "s_client",
+            "-connect",
+            &format!("127.0.0.1:{}", broker.port()),
+            "-CAfile",
+        ]);
+        client.arg(broker.authority()).args([
+            "-verify_return_error",
+            "-verify_hostname",
+            "localhost",
+            "-brief",
+            version,
+        ]);
         // Old versions need the client's own security level lowered, otherwise it would not even ask.
         client.args(["-cipher", "DEFAULT:@SECLEVEL=0"]);
         let outcome = run(&mut client, b"", Duration::from_secs(10))?;
-        assert_eq!(outcome.text().contains("CONNECTION ESTABLISHED"), works, "{version}: {}", outcome.text());
+        assert_eq!(
+            outcome.text().contains("CONNECTION ESTABLISHED"),
+            works,
+            "{version}: {}",
+            outcome.text()
+        );
     }
-    Ok(())
-}
-
-/// Distinct records by partition from two producers at once: the order within a partition is kept.
-#[test]
-fn producers_side_by_side_keep_their_order() -> Result<()> {
-    let broker = Broker::start()?;
-    let admin = broker.admin();
-    let mut java = Java::lease()?;
-    java.tool(tool::TOPICS, &admin, &["--create", "--topic", "ordered", "--partitions", "2"])?.success()?;
-    let kcat = Kcat::new(&admin)?;
-    std::thread::scope(|scope| {
-        let producers: Vec<_> = ["left", "right"]
-            .into_iter()
-            .map(|name| {
-                let kcat = &kcat;
-                scope.spawn(move || -> Result<()> {
-                    let lines: String = (0..5000).map(|number| format!("{name} {number}\n")).collect();
-                    kcat.produce("ordered", &lines, &["-X", "enable.idempotence=true", "-X", "batch.num.messages=100"])?.success()?;
-                    Ok(())
-                })
-            })
-            .collect();
-        producers.into_iter().try_for_each(|producer| producer.join().expect("a producer does not panic"))
-    })?;
-    let seen = kcat.consume("ordered", &["-f", "%p %s\n"])?.success()?.stdout;
-    let mut last: BTreeMap<(&str, &str), i64> = BTreeMap::new();
-    let mut distinct = BTreeSet::new();
-    for line in seen.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let [partition, name, number] = fields[..] else { panic!("{line}") };
-        let number: i64 = number.parse()?;
-        let before = last.insert((partition, name), number).unwrap_or(-1);
-        assert!(before < number, "{name} {number} came after {before} in partition {partition}");
-        distinct.insert((name, number));
-    }
-    assert_eq!((distinct.len(), seen.lines().count()), (10_000, 10_000));
     Ok(())
 }
 
 /// The sum of the waits that the broker asked a kcat for.
 fn throttled_ms(log: &str) -> u64 {
     log.lines()
-        .filter_map(|line| line.split_once("throttled request for ")?.1.strip_suffix("ms")?.parse::<u64>().ok())
+        .filter_map(|line| {
+            line.split_once("throttled request for ")?
+                .1
+                .strip_suffix("ms")?
+                .parse::<u64>()
+                .ok()
+        })
         .sum()
 }

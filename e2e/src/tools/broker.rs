@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use palisade_config::BrokerConfig;
+use palisade_config::{BrokerConfig, status::BrokerStatus};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use tempfile::TempDir;
 
@@ -296,6 +296,20 @@ impl Broker {
     /// When the port does not answer.
     pub fn http(&self, path: &str) -> Result<(u16, String)> {
         RawClient::connect(self.admin_port, &self.authority())?.get(path)
+    }
+
+    /// What it says of itself on `/status`, to a client with a certificate of its authority.
+    ///
+    /// # Errors
+    /// When the admin port does not serve it.
+    pub fn status(&self) -> Result<BrokerStatus> {
+        let pair = self.certificate("e2e")?;
+        let client = RawClient::connect_as(self.admin_port, &self.authority(), Some(&pair))?;
+        let (code, text) = client.get("/status")?;
+        if code != 200 {
+            bail!("/status answered {code}: {text}");
+        }
+        serde_json::from_str(&text).with_context(|| format!("/status is {text}"))
     }
 
     /// The sum of a metric over its labels.

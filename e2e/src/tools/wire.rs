@@ -11,8 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+
+use super::Certificate;
 
 /// Answers are read into memory: larger ones are a fault.
 const LARGEST_ANSWER: u32 = 16 << 20;
@@ -52,6 +54,18 @@ impl RawClient {
     /// # Errors
     /// When the port does not answer or the handshake fails.
     pub fn connect(port: u16, authority: &Path) -> Result<Self> {
+        Self::connect_as(port, authority, None)
+    }
+
+    /// As [`RawClient::connect`], with a client certificate.
+    ///
+    /// # Errors
+    /// When the port does not answer, the handshake fails or the certificate cannot be read.
+    pub fn connect_as(
+        port: u16,
+        authority: &Path,
+        certificate: Option<&Certificate>,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(authority)
             .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", authority.display()))?
@@ -61,8 +75,17 @@ impl RawClient {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let config = match certificate {
+            None => config.with_no_client_auth(),
+            Some(pair) => config.with_client_auth_cert(
+                CertificateDer::pem_file_iter(&pair.certificate)
+                    .and_then(Iterator::collect)
+                    .map_err(|error| anyhow::anyhow!("{error}"))?,
+                PrivateKeyDer::from_pem_file(&pair.key)
+                    .map_err(|error| anyhow::anyhow!("{error}"))?,
+            )?,
+        };
         let socket = TcpStream::connect(("127.0.0.1", port)).context("cannot connect")?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;
