@@ -189,6 +189,7 @@ async fn records_expire_by_size_and_by_time() {
 async fn checkpoints_come_with_the_bytes_and_bound_the_replay() {
     let mut bench = Bench::new();
     bench.checkpoint_wal_bytes = 50_000;
+    bench.wal_file_bytes = 64 << 10;
     let topic = bench.catalog.create(1, |_| {});
     let plane = bench.start().await;
     for n in 0..100 {
@@ -197,6 +198,22 @@ async fn checkpoints_come_with_the_bytes_and_bound_the_replay() {
             .unwrap();
     }
     eventually("a checkpoint was made", || plane.unsaved_bytes() < 50_000).await;
+    // The other shard was never written to: it must not keep the log from being used again.
+    plane.checkpoint().await.unwrap();
+    let wal_files = || {
+        std::fs::read_dir(bench.dir.path().join("wal"))
+            .unwrap()
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("wal-")
+            })
+            .count()
+    };
+    eventually("the write-ahead log is released", || wal_files() <= 2).await;
     plane.shutdown().await;
     assert_eq!(
         plane.unsaved_bytes(),
