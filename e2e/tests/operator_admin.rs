@@ -1,6 +1,6 @@
 //! The operator's admin client and a real broker: every call it makes, what comes back, and what a refusal looks like.
 //!
-//! 1. Start a broker; issue the operator's certificate from its authority; connect to the control port.
+//! 1. Start a broker; issue the operator's certificate from an authority that its control port trusts.
 //! 2. Topics: create, grow, configure, delete; each twice where twice must do no harm.
 //! 3. ACLs, quotas, SCRAM credentials: write, read back, remove.
 //! 4. What a broker refuses arrives as the Kafka error it is.
@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 
-use palisade_e2e::tools::Broker;
+use palisade_e2e::tools::{Broker, BrokerOptions};
 use palisade_operator::{
     kafka::{
         AdminClient, Endpoint, ErrorCode,
@@ -25,6 +25,21 @@ use palisade_operator::{
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use time::{Duration, OffsetDateTime};
+
+/// A broker whose control port takes certificates of the authority that `dev` leaves in the data directory; its own is sealed away.
+fn broker() -> Broker {
+    Broker::start_with(&BrokerOptions {
+        configure: Some(|config| {
+            config
+                .control
+                .tls
+                .client_ca
+                .clone_from(&config.admin.tls.client_ca)
+        }),
+        ..BrokerOptions::default()
+    })
+    .unwrap()
+}
 
 /// A client that presents a certificate of the authority in `directory`.
 fn client(directory: &Path, port: u16) -> AdminClient {
@@ -279,14 +294,14 @@ async fn credentials(admin: &AdminClient) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_client_and_a_broker_understand_each_other() {
-    let broker = Broker::start().unwrap();
+    let broker = broker();
     let port = broker.config().unwrap().control.port;
     conversation(&client(broker.data_dir(), port)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_died_is_made_anew() {
-    let mut broker = Broker::start().unwrap();
+    let mut broker = broker();
     let admin = client(broker.data_dir(), broker.config().unwrap().control.port);
     admin.brokers().await.unwrap();
     broker.kill();

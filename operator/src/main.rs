@@ -78,7 +78,11 @@ impl Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    fmt().json().with_env_filter(filter).init();
+    fmt()
+        .json()
+        .with_span_list(false)
+        .with_env_filter(filter)
+        .init();
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

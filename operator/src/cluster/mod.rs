@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use k8s_openapi::{
     api::{
-        core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
         networking::v1::NetworkPolicy,
         policy::v1::PodDisruptionBudget,
     },
@@ -26,11 +26,10 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, PostParams},
     runtime::controller::Action,
 };
 use palisade_crds::{Reason, SecureCluster, guard};
-use serde_json::json;
 use time::OffsetDateTime;
 
 pub use config::{CLIENTS_TRUST, CLUSTER_TRUST};
@@ -38,7 +37,7 @@ pub use validate::{ClientListener, Cluster, bootstrap_servers, validate};
 
 use crate::{
     Context, Error,
-    kubernetes::{FIELD_MANAGER, apply, digest, is_paused, write_status},
+    kubernetes::{FIELD_MANAGER, apply, digest, is_paused, refresh_mounts, write_status},
 };
 use observe::{BrokerView, Observed};
 
@@ -46,8 +45,6 @@ use observe::{BrokerView, Observed};
 pub const CONTROL_PORT: u16 = 9090;
 /// Port for health, metrics and status.
 pub const ADMIN_PORT: u16 = 9091;
-/// Annotation on pods whose change makes the kubelet bring mounted Secrets up to date at once instead of within its minute.
-const MOUNTED: &str = "palisade.dev/mounted-revision";
 
 /// How soon a cluster is looked at again when something is on its way, and when nothing is.
 const SOON: Duration = Duration::from_secs(2);
@@ -258,7 +255,8 @@ impl Reconcile<'_> {
             claims,
         );
         let stateful_set = self.apply(&set).await?;
-        self.refresh_mounts(&mounted).await?;
+        let (context, namespace) = (self.context, &self.cluster.namespace);
+        self.written |= refresh_mounts(context, namespace, &self.observed.pods, &mounted).await?;
         if let Err(error) = volumes::grow(self.context, &self.cluster, &self.observed.claims).await
         {
             self.problems.push(format!(
@@ -404,35 +402,6 @@ impl Reconcile<'_> {
             }
         }
         Ok(names)
-    }
-
-    async fn refresh_mounts(&mut self, mounted: &str) -> Result<(), Error> {
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &self.cluster.namespace);
-        for pod in &self.observed.pods {
-            if pod
-                .annotations()
-                .get(MOUNTED)
-                .is_some_and(|held| held == mounted)
-                || pod.metadata.deletion_timestamp.is_some()
-            {
-                continue;
-            }
-            let patch = json!({ "metadata": { "annotations": { MOUNTED: mounted } } });
-            let parameters = PatchParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
-            self.context.metrics.api_write("Pod");
-            match api
-                .patch(&pod.name_any(), &parameters, &Patch::Merge(&patch))
-                .await
-            {
-                Ok(_) => self.written = true,
-                Err(kube::Error::Api(error)) if error.code == 404 => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
     }
 
     /// Keeps the quota of users without one; returns whether brokers may hold one that the operator set.

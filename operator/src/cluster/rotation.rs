@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt, api::PostParams};
 use palisade_crds::{SecureCluster, User};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{
     Cluster, objects,
@@ -21,6 +21,9 @@ use crate::{
 
 /// Endpoints of a broker that take certificates of the cluster authority.
 const OWN_ENDPOINTS: [&str; 2] = ["CONTROL", "ADMIN"];
+
+/// How long after a user's certificate was issued it counts as in use: its Secret has reached the pods that mount it by then.
+const ARRIVAL: Duration = Duration::seconds(10);
 
 /// An authority and the Secret it was read from.
 pub(super) struct Held {
@@ -157,8 +160,8 @@ pub(super) async fn advance(
             .unwrap_or_default();
         // Certificates are read only while somebody waits for them.
         let leaf_is_current = if authorities.clients.record.has_previous() {
-            certificate_is_current(context, user, authorities.clients.record.current().info())
-                .await?
+            let authority = authorities.clients.record.current().info();
+            certificate_is_current(context, user, authority, now).await?
         } else {
             None
         };
@@ -319,11 +322,13 @@ fn issued_users(context: &Context, cluster: &Cluster) -> Vec<std::sync::Arc<User
     users
 }
 
-/// Whether the certificate in a user's Secret is of the present clients authority; nothing for a user without one.
+/// Whether the certificate in a user's Secret is of the present clients authority, and has had time to arrive; nothing for a user
+/// without one.
 async fn certificate_is_current(
     context: &Context,
     user: &User,
     authority: &CertificateInfo,
+    now: OffsetDateTime,
 ) -> Result<Option<bool>, Error> {
     if user
         .status
@@ -344,7 +349,9 @@ async fn certificate_is_current(
         .as_ref()
         .and_then(|data| data.get(crate::user::USER_CERTIFICATE))
         .and_then(|bytes| CertificateInfo::from_pem(std::str::from_utf8(&bytes.0).ok()?).ok());
-    Ok(Some(info.is_some_and(|info| info.is_issued_by(authority))))
+    Ok(Some(info.is_some_and(|info| {
+        info.is_issued_by(authority) && now - info.issued_at() >= ARRIVAL
+    })))
 }
 
 #[cfg(test)]

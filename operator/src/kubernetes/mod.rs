@@ -3,6 +3,7 @@
 mod apply;
 mod index;
 mod lease;
+mod mounts;
 pub mod names;
 mod report;
 
@@ -10,6 +11,7 @@ pub(crate) use apply::is_less_than;
 pub use apply::{Applied, apply, covers, digest};
 pub use index::Index;
 pub use lease::{Leadership, LeaseLock};
+pub use mounts::{refresh_mounts, refresh_secret};
 pub use report::{StatusObject, is_paused, publish, write_status};
 
 /// The one field manager of everything the operator writes.

@@ -23,7 +23,7 @@ use crate::{
     authorities::AuthorityRecord,
     cluster::{self, CLUSTER_TRUST, ClientListener, report::certificate_status},
     kafka::scram::{SaltedPassword, ScramMechanism},
-    kubernetes::{apply, is_paused, names, publish, write_status},
+    kubernetes::{apply, digest, is_paused, names, publish, refresh_secret, write_status},
     members::{self, Blocked, Stop},
     pki::{CertificateInfo, CommonName, LeafKey, LeafUse, certificates, fingerprint},
 };
@@ -126,7 +126,13 @@ async fn sync(object: &User, context: &Context, status: &mut UserStatus) -> Resu
         context.client.clone(),
         &object.namespace().unwrap_or_default(),
     );
-    apply(&api, &plan.build()?, &context.metrics).await?;
+    let secret = plan.build()?;
+    let written = apply(&api, &secret, &context.metrics).await?.is_written();
+    if written && held.is_some() {
+        let namespace = object.namespace().unwrap_or_default();
+        let revision = digest(&secret.data);
+        refresh_secret(context, &namespace, object.secret_name(), &revision).await?;
+    }
     status.principal = Some(principal);
     status.secret_name = Some(object.secret_name().to_owned());
     status.trusted_authorities = certificates(&bundle)?
