@@ -26,6 +26,9 @@ mod sasl;
 mod session;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 pub use assembly::{BootstrapUser, check, run, run_dev};
 pub use codec::{CodecError, Frame, Request, WalkError, decode_request};
 pub use dev::{DevBroker, DevOptions, prepare};

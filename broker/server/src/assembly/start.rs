@@ -56,6 +56,14 @@ pub(crate) struct Running {
     pub(super) _data_dir: DataDir,
 }
 
+#[cfg(test)]
+impl Running {
+    /// What the admin port answers from.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+}
+
 /// The TLS side of every port, by listener name.
 pub(super) type Endpoints = BTreeMap<String, Arc<Endpoint>>;
 

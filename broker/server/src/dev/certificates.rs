@@ -21,7 +21,7 @@ const LEAF_DAYS: i64 = 90;
 const RENEW_BEFORE_DAYS: i64 = 30;
 
 /// Makes what is missing and replaces what is about to expire.
-pub(super) fn renew(dir: &Path) -> Result<(), StartError> {
+pub(crate) fn renew(dir: &Path) -> Result<(), StartError> {
     let now = OffsetDateTime::now_utc();
     palisade_seal::create_private(&dir.join("tls")).map_err(|error| StartError::Io {
         action: "make",

@@ -3,7 +3,7 @@
 //! Everything a cluster gets from the operator is made here once and kept: an authority, a certificate, sealed log keys, an
 //! administrator, and the files that Kafka's tools and kcat read. A second start serves the same data to the same credentials.
 
-mod certificates;
+pub(crate) mod certificates;
 mod files;
 
 use std::{

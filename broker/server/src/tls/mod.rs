@@ -7,5 +7,7 @@ mod describe;
 mod endpoint;
 mod load;
 
+#[cfg(test)]
+pub(crate) use describe::sha256_hex;
 pub(crate) use describe::{Leaf, common_name};
 pub(crate) use endpoint::Endpoint;
