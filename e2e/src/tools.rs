@@ -21,7 +21,7 @@ pub use access::{Access, Certificate, Login, Mechanism};
 pub use broker::{Broker, BrokerOptions};
 pub use disk::Tmpfs;
 pub use java::{Java, Lease, cache, tool};
-pub use kcat::Kcat;
+pub use kcat::{Kcat, kcat};
 pub use process::{Background, Outcome, free_port, run, wait_until};
 pub use program::program;
 pub use scan::files_containing;

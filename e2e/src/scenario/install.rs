@@ -3,16 +3,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use aws_lc_rs::digest::{SHA256, digest};
 
 use super::{KINDS, Kubectl, Site};
 use crate::{
+    cluster::ClusterError,
     image::Image,
     progress::say,
-    tools::{cache, program, run},
+    tools::{cache, kcat, program, run},
 };
 
 /// Where the example lives.
@@ -37,7 +39,7 @@ pub fn install(site: &Site) -> Result<()> {
     apply_example(site)
 }
 
-/// Loads what has changed since the last time into every node.
+/// Builds the images that are not there yet for these programs, and loads them into every node.
 fn load_images(site: &Site) -> Result<()> {
     let directory = cache()?.join("images");
     fs::create_dir_all(&directory)
@@ -48,23 +50,20 @@ fn load_images(site: &Site) -> Result<()> {
         "palisade-operator",
         "PALISADE_OPERATOR_BIN",
     )?;
-    let archives = [
-        ("broker", Some(&broker), directory.join("broker.tar")),
-        ("operator", Some(&operator), directory.join("operator.tar")),
-        ("kcat", None, directory.join("kcat.tar")),
+    let kcat = kcat()?;
+    let images: [(&str, &Path, fn(&Path) -> Result<Image, ClusterError>); 3] = [
+        ("broker", &broker, Image::broker),
+        ("operator", &operator, Image::operator),
+        ("kcat", &kcat, |_| Image::kcat()),
     ];
-    for (name, binary, archive) in archives {
-        if !is_newer(
-            &archive,
-            binary.map_or(Path::new("/usr/bin/kcat"), PathBuf::as_path),
-        ) {
+    for (name, binary, image) in images {
+        let archive = directory.join(format!("{name}-{}.tar", short_hash(binary)?));
+        if !archive.exists() {
             say(format_args!("building the image palisade/{name}:dev"));
-            let image = match (name, binary) {
-                ("broker", Some(binary)) => Image::broker(binary)?,
-                ("operator", Some(binary)) => Image::operator(binary)?,
-                _ => Image::kcat()?,
-            };
-            image.write(&archive)?;
+            forget_older(&directory, name)?;
+            let half = archive.with_extension("half");
+            image(binary)?.write(&half)?;
+            fs::rename(&half, &archive)?;
         }
         say(format_args!("loading the image palisade/{name}:dev"));
         site.load(&archive)?;
@@ -72,10 +71,31 @@ fn load_images(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file exists and is not older than what it was made from.
-fn is_newer(made: &Path, source: &Path) -> bool {
-    let modified = |path: &Path| -> Option<SystemTime> { fs::metadata(path).ok()?.modified().ok() };
-    matches!((modified(made), modified(source)), (Some(made), Some(source)) if made > source)
+/// What a program is, in a few characters.
+fn short_hash(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let hash = digest(&SHA256, &bytes);
+    Ok(hash
+        .as_ref()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// Removes the archives of an image's earlier programs: each is tens of megabytes.
+fn forget_older(directory: &Path, name: &str) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let file = path.file_name().and_then(|file| file.to_str());
+        if file
+            .and_then(|file| file.strip_prefix(name))
+            .is_some_and(|rest| rest.starts_with('-'))
+        {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 fn install_chart(site: &Site) -> Result<()> {

@@ -27,7 +27,7 @@ impl Kcat {
     /// When neither `kcat` nor `kafkacat` is installed.
     pub fn new(access: &Access) -> Result<Self> {
         Ok(Self {
-            binary: find()?,
+            binary: kcat()?,
             configuration: access.librdkafka.clone(),
         })
     }
@@ -96,7 +96,10 @@ impl Kcat {
 }
 
 /// Where kcat is: Debian calls the package kafkacat, and the program has had both names.
-fn find() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not installed.
+pub fn kcat() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     for name in ["kcat", "kafkacat"] {
         if let Some(found) = std::env::split_paths(&path)
