@@ -6,12 +6,16 @@
 //! 2. What the demo shows: alice and analytics, mallory, plaintext, the network policy, client-1, both authorities replaced under load.
 //! 3. The operator's pod is deleted in the middle of a rotation: the next one ends it.
 //! 4. Objects whose cluster or Secret is missing say so and become Ready when it comes.
-//! 5. Nothing is written while nothing changes.
-//! 6. Deleting the namespace ends.
+//! 5. Users are suspended, let in again and revoked; of two claims the older counts; what cannot work says why.
+//! 6. Nothing is written while nothing changes.
+//! 7. Deleting the namespace ends.
 //!
 //! Where the machine cannot run pods, all of it is left out, loudly, and for a reason that has a type.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "quickstart/lifecycle.rs"]
+mod lifecycle;
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +58,7 @@ impl World {
 
 type Scenario = (&'static str, fn(&mut World) -> Result<()>);
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 15] = [
     ("the_chart_and_the_example_become_ready", installs),
     ("alice_produces_and_analytics_consumes", |world| {
         told(world.people()?.alice_produces_and_analytics_consumes())
@@ -80,6 +84,15 @@ const SCENARIOS: [Scenario; 12] = [
     ),
     ("a_missing_cluster_is_waited_for", missing_cluster),
     ("a_missing_secret_is_named_and_waited_for", missing_secret),
+    (
+        "users_are_suspended_let_in_again_and_revoked",
+        lifecycle::suspension_and_revocation,
+    ),
+    (
+        "the_older_claim_counts_and_topics_grow",
+        lifecycle::claims_and_growth,
+    ),
+    ("what_cannot_work_says_why", lifecycle::advice),
     ("nothing_is_written_while_nothing_changes", idle_means_idle),
     ("deleting_the_namespace_ends", namespace_deletion),
 ];

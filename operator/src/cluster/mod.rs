@@ -12,6 +12,7 @@ pub mod observe;
 pub mod report;
 mod rotation;
 mod validate;
+mod verdicts;
 mod volumes;
 
 use std::time::Duration;

@@ -13,7 +13,12 @@ use palisade_crds::{
 };
 use time::OffsetDateTime;
 
-use super::{Cluster, leaves::BrokerLeaf, observe::BrokerView};
+use super::{
+    Cluster,
+    leaves::BrokerLeaf,
+    observe::BrokerView,
+    verdicts::{certificates, degradation, is_ready, progress, readiness},
+};
 use crate::{authorities::AuthorityRecord, kubernetes::names, pki::CertificateInfo};
 
 /// What a status is made of.
@@ -200,183 +205,6 @@ fn selector(cluster: &str) -> String {
         .join(",")
 }
 
-fn is_ready(broker: &BrokerView) -> bool {
-    broker.status.as_ref().is_ok_and(|status| status.ready)
-}
-
-fn readiness(findings: &Findings<'_>) -> (bool, Reason, String) {
-    let brokers = findings.brokers;
-    if brokers.iter().all(|broker| broker.status.is_err()) {
-        let why = brokers
-            .iter()
-            .find_map(|broker| broker.status.as_ref().err())
-            .cloned()
-            .unwrap_or_else(|| "there is none".to_owned());
-        return (
-            false,
-            Reason::BrokersUnreachable,
-            format!("no broker answers on its admin port: {why}"),
-        );
-    }
-    let serving = brokers.iter().filter(|broker| is_ready(broker)).count();
-    if serving < brokers.len() {
-        return (
-            false,
-            Reason::BrokersStarting,
-            format!("{serving} of {} brokers serve clients", brokers.len()),
-        );
-    }
-    if let Some(broker) = behind(findings) {
-        return (
-            false,
-            Reason::ConfigurationPending,
-            format!(
-                "{broker} has not loaded configuration {} yet",
-                findings.cluster.config.version
-            ),
-        );
-    }
-    (
-        true,
-        Reason::BrokersReady,
-        format!("{serving} of {} brokers serve clients", brokers.len()),
-    )
-}
-
-/// A broker that runs another configuration.
-fn behind<'a>(findings: &Findings<'a>) -> Option<&'a str> {
-    findings.brokers.iter().find_map(|broker| {
-        let status = broker.status.as_ref().ok()?;
-        (status.config_version != findings.cluster.config.version).then_some(broker.pod.as_str())
-    })
-}
-
-fn progress(findings: &Findings<'_>) -> (bool, Reason, String) {
-    if let Some(rotation) = &findings.rotation {
-        return (true, Reason::RotationInProgress, rotation.clone());
-    }
-    if let Some(broker) = behind(findings) {
-        return (
-            true,
-            Reason::ConfigurationPending,
-            format!(
-                "{broker} has not loaded configuration {} yet",
-                findings.cluster.config.version
-            ),
-        );
-    }
-    if findings.brokers.iter().any(|broker| !is_ready(broker)) {
-        return (
-            true,
-            Reason::BrokersStarting,
-            "brokers are starting".to_owned(),
-        );
-    }
-    (false, Reason::Settled, String::new())
-}
-
-fn degradation(findings: &Findings<'_>) -> (bool, Reason, String) {
-    if !findings.problems.is_empty() {
-        return (true, Reason::Retrying, findings.problems.join("; "));
-    }
-    for broker in findings.brokers {
-        let Ok(status) = &broker.status else { continue };
-        if let Some(problem) = status.problems.first() {
-            return (
-                true,
-                Reason::BrokerProblem,
-                format!("{}: {problem}", broker.pod),
-            );
-        }
-        if let Some(file) = status.quarantined.first() {
-            return (
-                true,
-                Reason::BrokerProblem,
-                format!(
-                    "{}: {} is corrupt at byte {} and set aside",
-                    broker.pod, file.file, file.offset
-                ),
-            );
-        }
-    }
-    let silent: Vec<_> = findings
-        .brokers
-        .iter()
-        .filter(|broker| broker.status.is_err())
-        .map(|broker| broker.pod.as_str())
-        .collect();
-    let pods = findings
-        .stateful_set
-        .and_then(|set| set.status.as_ref()?.ready_replicas)
-        .unwrap_or_default();
-    // A pod that Kubernetes calls ready and the operator cannot reach: more than a start.
-    if !silent.is_empty() && usize::try_from(pods).is_ok_and(|pods| pods == findings.brokers.len())
-    {
-        return (
-            true,
-            Reason::BrokersUnreachable,
-            format!("{} does not answer on its admin port", silent.join(", ")),
-        );
-    }
-    (false, Reason::Settled, String::new())
-}
-
-fn certificates(findings: &Findings<'_>) -> (bool, Reason, String) {
-    for (leaf, broker) in findings.leaves.iter().zip(findings.brokers) {
-        let Ok(status) = &broker.status else {
-            return (
-                false,
-                Reason::CertificatesPending,
-                format!("{} has not reported its certificates", broker.pod),
-            );
-        };
-        let Some(stale) = status
-            .certificates
-            .iter()
-            .find(|endpoint| endpoint.fingerprint != leaf.info.fingerprint)
-        else {
-            continue;
-        };
-        return (
-            false,
-            Reason::CertificatesPending,
-            format!(
-                "{} of {} presents serial {}, not {}",
-                stale.listener, broker.pod, stale.serial, leaf.info.serial
-            ),
-        );
-    }
-    let now = findings.now.as_second();
-    let soonest = [
-        findings.cluster_authority.current().info(),
-        findings.clients_authority.current().info(),
-    ]
-    .into_iter()
-    .chain(findings.leaves.iter().map(|leaf| &leaf.info))
-    .min_by_key(|info| info.not_after);
-    match soonest {
-        Some(info) if info.not_after.unix_timestamp() <= now => (
-            false,
-            Reason::CertificateDue,
-            format!("certificate {} of {} has ended", info.serial, info.subject),
-        ),
-        Some(info) => (
-            true,
-            Reason::CertificatesCurrent,
-            format!(
-                "the first to end is {} at {}",
-                info.subject,
-                as_time(info.not_after).0
-            ),
-        ),
-        None => (
-            false,
-            Reason::CertificatesPending,
-            "no certificate was issued yet".to_owned(),
-        ),
-    }
-}
-
 fn observation(broker: &BrokerView) -> BrokerObservation {
     let status = match &broker.status {
         Ok(status) => status,
@@ -439,6 +267,8 @@ pub fn full_name(object: &impl ResourceExt) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use palisade_config::status::EndpointTrust;
+
     use super::*;
     use crate::cluster::{
         leaves::leaves,
@@ -466,6 +296,17 @@ mod tests {
         for endpoint in &mut view.status.as_mut().unwrap().certificates {
             endpoint.fingerprint.clone_from(&leaves[0].info.fingerprint);
         }
+        view.status.as_mut().unwrap().trust = [
+            ("CONTROL", authority.trusted()),
+            ("ADMIN", authority.trusted()),
+            ("internal", clients.trusted()),
+            ("batch", clients.trusted()),
+        ]
+        .map(|(listener, authorities)| EndpointTrust {
+            listener: listener.to_owned(),
+            authorities,
+        })
+        .into();
         change(&mut view);
         status(
             object,
@@ -518,7 +359,13 @@ mod tests {
     #[test]
     fn what_brokers_report_decides_the_conditions() {
         type Change = fn(&mut BrokerView);
-        let cases: [(Change, ConditionType, &str, &str); 5] = [
+        let cases: [(Change, ConditionType, &str, &str); 6] = [
+            (
+                |view| view.status.as_mut().unwrap().trust[2].authorities.clear(),
+                ConditionType::Progressing,
+                "True",
+                "CertificatesPending",
+            ),
             (
                 |view| *view = silent("events-0"),
                 ConditionType::Ready,

@@ -1,0 +1,179 @@
+//! What happens to users and topics after they exist: suspended, let in again, revoked, claimed twice, grown.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use palisade_e2e::{
+    scenario::{ClientPod, Kubectl, NAMESPACE},
+    tools::wait_until,
+};
+
+use super::{World, refused};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: palisade.dev/v1alpha1\nkind: {kind}\nmetadata: {{ name: {name}, namespace: {NAMESPACE} }}\nspec: {{ clusterRef: {{ name: events }}, {spec} }}\n---\n"
+    )
+}
+
+fn patch(kubectl: &Kubectl, object: &str, patch: &str) -> Result<()> {
+    kubectl
+        .ok(&[
+            "-n",
+            NAMESPACE,
+            "patch",
+            object,
+            "--type=merge",
+            "-p",
+            patch,
+        ])
+        .map(drop)
+}
+
+fn delete(kubectl: &Kubectl, objects: &[&str]) -> Result<()> {
+    kubectl
+        .ok(&[&["-n", NAMESPACE, "delete", "--timeout=60s"], objects].concat())
+        .map(drop)
+}
+
+fn ready_because(kubectl: &Kubectl, object: &str, reason: &str) -> Result<()> {
+    wait_until("the object is ready", LIMIT, || {
+        let (status, found, message) = kubectl.condition(NAMESPACE, object, "Ready")?;
+        ensure!(
+            status == "True" && found == reason,
+            "{object} is `{status}`, reason `{found}`: {message}"
+        );
+        Ok(())
+    })
+}
+
+/// Whether the workload can write the topic now.
+fn writes(pod: &ClientPod) -> Result<bool> {
+    let arguments = "-P -t user-events -X message.timeout.ms=4000";
+    let outcome = pod.kcat(20, Some("echo lifecycle"), arguments)?;
+    Ok(outcome.success().is_ok())
+}
+
+/// A user with a password and one with a certificate are suspended, let in again and deleted; what their workloads hold stops working each time.
+pub fn suspension_and_revocation(world: &mut World) -> Result<()> {
+    let kubectl = world.kubectl();
+    for (name, kind) in [("erin", "ScramSha512"), ("frank", "MutualTls")] {
+        let user = format!("user.palisade.dev/{name}");
+        let acl = format!("acl.palisade.dev/{name}");
+        let rules = "rules: [{ resource: { type: Topic, name: user-events }, operations: [Write, Describe] }]";
+        kubectl.apply(
+            &(object("User", name, &format!("authentication: {{ type: {kind} }}"))
+                + &object(
+                    "Acl",
+                    name,
+                    &format!("principal: {{ userRef: {name} }}, {rules}"),
+                )),
+        )?;
+        ready_because(kubectl, &user, "Synced")?;
+        ready_because(kubectl, &acl, "Synced")?;
+        let pod = ClientPod::start(kubectl, name, Some(name), true)?;
+        ensure!(
+            writes(&pod)?,
+            "{name} cannot write before anything happened"
+        );
+        patch(kubectl, &user, r#"{"spec":{"suspended":true}}"#)?;
+        ready_because(kubectl, &user, "Suspended")?;
+        ensure!(!writes(&pod)?, "{name} still writes while suspended");
+        patch(kubectl, &user, r#"{"spec":{"suspended":false}}"#)?;
+        ready_because(kubectl, &user, "Synced")?;
+        ensure!(
+            writes(&pod)?,
+            "{name} cannot write after it was let in again"
+        );
+        // The rules stay: what stops the workload is that its user is gone.
+        delete(kubectl, &[&user])?;
+        ensure!(!writes(&pod)?, "{name} still writes after it was deleted");
+        delete(kubectl, &[&acl, &format!("pod/{name}")])?;
+    }
+    Ok(())
+}
+
+/// Of two topics that claim one name the older counts, and the other follows when it is gone; partitions grow in place.
+pub fn claims_and_growth(world: &mut World) -> Result<()> {
+    let kubectl = world.kubectl();
+    kubectl.apply(&object("Topic", "claim-first", "topicName: claimed"))?;
+    ready_because(kubectl, "topic.palisade.dev/claim-first", "Synced")?;
+    kubectl.apply(&object(
+        "Topic",
+        "claim-second",
+        "topicName: claimed, partitions: 3, reclaimPolicy: Delete",
+    ))?;
+    let (_, message) = refused(kubectl, "topic.palisade.dev/claim-second", "Conflict")?;
+    ensure!(
+        message.contains("claim-first"),
+        "the message does not name the older: {message}"
+    );
+    delete(kubectl, &["topic.palisade.dev/claim-first"])?;
+    ready_because(kubectl, "topic.palisade.dev/claim-second", "Synced")?;
+    let partitions = kubectl.ok(&[
+        "-n",
+        NAMESPACE,
+        "get",
+        "topic.palisade.dev/claim-second",
+        "-o",
+        "jsonpath={.status.partitions}",
+    ])?;
+    ensure!(
+        partitions == "3",
+        "the brokers report {partitions} partitions, not 3"
+    );
+    delete(kubectl, &["topic.palisade.dev/claim-second"])
+}
+
+/// What cannot work says why: a password no client could hold, a mechanism no listener offers, a Secret that is somebody else's.
+pub fn advice(world: &mut World) -> Result<()> {
+    let kubectl = world.kubectl();
+    kubectl.ok(&[
+        "-n",
+        NAMESPACE,
+        "create",
+        "secret",
+        "generic",
+        "grace",
+        "--from-literal=password=two\nlines",
+    ])?;
+    let from =
+        "passwordFrom: { secretKeyRef: { name: grace, key: password } }, secretName: grace-login";
+    kubectl.apply(&object(
+        "User",
+        "grace",
+        &format!("authentication: {{ type: ScramSha512 }}, credentials: {{ {from} }}"),
+    ))?;
+    let (_, message) = refused(kubectl, "user.palisade.dev/grace", "SecretInvalid")?;
+    ensure!(
+        message.contains("line break") && !message.contains("two"),
+        "no advice, or the password itself: {message}"
+    );
+    kubectl.apply(&object(
+        "User",
+        "heidi",
+        "authentication: { type: ScramSha256 }",
+    ))?;
+    refused(
+        kubectl,
+        "user.palisade.dev/heidi",
+        "NoListenerForAuthentication",
+    )?;
+    kubectl.apply(&object(
+        "User",
+        "ivan",
+        "authentication: { type: ScramSha512 }, credentials: { secretName: grace }",
+    ))?;
+    refused(kubectl, "user.palisade.dev/ivan", "SecretConflict")?;
+    delete(
+        kubectl,
+        &[
+            "user.palisade.dev/grace",
+            "user.palisade.dev/heidi",
+            "user.palisade.dev/ivan",
+            "secret/grace",
+        ],
+    )
+}
