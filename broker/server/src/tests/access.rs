@@ -161,7 +161,7 @@ async fn a_session_ends_with_its_credential() {
 }
 
 /// A client certificate of the development authority.
-fn client_certificate(broker: &TestBroker, name: &str) -> (String, String) {
+pub(super) fn client_certificate(broker: &TestBroker, name: &str) -> (String, String) {
     let read = |name: &str| std::fs::read_to_string(broker.path(name)).unwrap();
     let issuer_key = rcgen::KeyPair::from_pem(&read("ca.key")).unwrap();
     let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca.crt"), issuer_key).unwrap();

@@ -216,4 +216,22 @@ impl Client {
         assert_eq!(answer, expected.as_bytes());
         Ok(())
     }
+
+    /// An HTTP request: status and body.
+    pub(super) async fn get(&mut self, path: &str) -> (u16, String) {
+        self.write(
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+        .await;
+        let mut answer = Vec::new();
+        // The end may come without TLS's own goodbye.
+        drop(self.stream.read_to_end(&mut answer).await);
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (
+            head.split(' ').nth(1).unwrap().parse().unwrap(),
+            body.to_owned(),
+        )
+    }
 }

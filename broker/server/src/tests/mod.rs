@@ -5,6 +5,7 @@ mod access;
 mod bad_input;
 mod client;
 mod lifecycle;
+mod ports;
 
 use std::{net::SocketAddr, path::Path};
 
