@@ -26,12 +26,11 @@ pub fn run(name: &str) -> Result<()> {
         );
     }
     let site = Site::up(selection, name).context("the Kubernetes of the demo does not start")?;
-    let shown = show(&site).map_err(|error| {
+    let shown = show(&site).inspect_err(|_| {
         say(format_args!(
             "failed after {:.0} s; it is left as it is: `make demo-stop` removes it",
             start.elapsed().as_secs_f32()
         ));
-        error
     })?;
     table::print(&shown, start.elapsed(), &farewell(&site))
 }

@@ -18,7 +18,7 @@ mod scan;
 mod wire;
 
 pub use access::{Access, Certificate, Login, Mechanism};
-pub use broker::{Broker, BrokerOptions};
+pub use broker::Broker;
 pub use disk::Tmpfs;
 pub use java::{Java, Lease, cache, tool};
 pub use kcat::{Kcat, kcat};

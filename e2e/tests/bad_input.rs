@@ -5,6 +5,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
+use palisade_config::BrokerConfig;
 use palisade_e2e::tools::{Answer, Broker, Java, Kcat, RawClient, tool, wait_until};
 
 const PRODUCE: i16 = 0;
@@ -209,6 +210,35 @@ fn a_batch_with_a_wrong_checksum_is_not_stored() -> Result<()> {
         .success()?
         .stdout;
     assert_eq!(seen, "good\n");
+    Ok(())
+}
+
+/// Configurations that contradict themselves or the data: the broker does not start and says what to write instead.
+#[test]
+fn a_configuration_that_cannot_work_is_refused_at_start() -> Result<()> {
+    let mut broker = Broker::start()?;
+    broker.stop()?;
+    let mut refused = |message: &str, change: fn(&mut BrokerConfig)| -> Result<()> {
+        broker.configure(change)?;
+        let (status, log) = broker.launch_refused()?;
+        anyhow::ensure!(
+            status != 0 && log.contains(message),
+            "`{message}` is not in\n{log}"
+        );
+        Ok(())
+    };
+    refused("PLAIN", |config| config.listeners[0].tls = None)?;
+    refused("node.cluster_id", |config| {
+        config.node.cluster_id = "another".to_owned()
+    })?;
+    refused("no listener is configured", |config| {
+        config.listeners.clear()
+    })?;
+    refused("missing.crt", |config| {
+        if let Some(tls) = &mut config.listeners[0].tls {
+            tls.certificate = "/nowhere/missing.crt".into();
+        }
+    })?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use palisade_config::KeyProviderConfig;
 use palisade_e2e::{
     progress::say,
-    tools::{Access, Broker, BrokerOptions, Java, Kcat, Tmpfs, files_containing, tool, wait_until},
+    tools::{Access, Broker, Java, Kcat, Tmpfs, files_containing, tool, wait_until},
 };
 
 /// A start is measured in tenths of a second; a test must not fail because the machine was busy.
@@ -371,10 +371,7 @@ fn a_full_disk_stops_producers_only_until_there_is_space() -> Result<()> {
             return Ok(());
         }
     };
-    let broker = Broker::start_with(&BrokerOptions {
-        data_dir: Some(disk.path().join("data")),
-        configure: None,
-    })?;
+    let broker = Broker::start_in(disk.path().join("data"))?;
     let admin = broker.admin();
     let mut java = Java::lease()?;
     java.tool(tool::TOPICS, &admin, &["--create", "--topic", "filling"])?

@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, fs, num::NonZeroU32, path::Path, sync::Arc};
 
-use palisade_e2e::tools::{Broker, BrokerOptions};
+use palisade_e2e::tools::Broker;
 use palisade_operator::{
     kafka::{
         AdminClient, Endpoint, ErrorCode,
@@ -28,17 +28,19 @@ use time::{Duration, OffsetDateTime};
 
 /// A broker whose control port takes certificates of the authority that `dev` leaves in the data directory; its own is sealed away.
 fn broker() -> Broker {
-    Broker::start_with(&BrokerOptions {
-        configure: Some(|config| {
+    let mut broker = Broker::start().unwrap();
+    broker.stop().unwrap();
+    broker
+        .configure(|config| {
             config
                 .control
                 .tls
                 .client_ca
-                .clone_from(&config.admin.tls.client_ca)
-        }),
-        ..BrokerOptions::default()
-    })
-    .unwrap()
+                .clone_from(&config.admin.tls.client_ca);
+        })
+        .unwrap();
+    broker.launch().unwrap();
+    broker
 }
 
 /// A client that presents a certificate of the authority in `directory`.

@@ -39,6 +39,9 @@ pub fn install(site: &Site) -> Result<()> {
     apply_example(site)
 }
 
+/// Makes an image of a program.
+type Builder = fn(&Path) -> Result<Image, ClusterError>;
+
 /// Builds the images that are not there yet for these programs, and loads them into every node.
 fn load_images(site: &Site) -> Result<()> {
     let directory = cache()?.join("images");
@@ -51,7 +54,7 @@ fn load_images(site: &Site) -> Result<()> {
         "PALISADE_OPERATOR_BIN",
     )?;
     let kcat = kcat()?;
-    let images: [(&str, &Path, fn(&Path) -> Result<Image, ClusterError>); 3] = [
+    let images: [(&str, &Path, Builder); 3] = [
         ("broker", &broker, Image::broker),
         ("operator", &operator, Image::operator),
         ("kcat", &kcat, |_| Image::kcat()),

@@ -20,15 +20,6 @@ use super::{
 /// A start takes well under a second; the limit only ends a hang.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// What differs from `Broker::start()`.
-#[derive(Clone, Debug, Default)]
-pub struct BrokerOptions {
-    /// Data directory, instead of one that is removed with the broker.
-    pub data_dir: Option<PathBuf>,
-    /// Changes `broker.toml` after `dev` has written it: the broker is then run with the changed file.
-    pub configure: Option<fn(&mut BrokerConfig)>,
-}
-
 /// A broker and everything that its clients need.
 #[derive(Debug)]
 pub struct Broker {
@@ -47,32 +38,29 @@ impl Broker {
     /// # Errors
     /// When it does not.
     pub fn start() -> Result<Self> {
-        Self::start_with(&BrokerOptions::default())
+        let home = scratch()?;
+        let data_dir = home.path().join("data");
+        Self::start_on(home, data_dir)
     }
 
-    /// Starts a broker and waits until it serves.
+    /// Starts a broker with its data in this directory, which stays, and waits until it serves.
     ///
     /// # Errors
     /// When it does not.
-    pub fn start_with(options: &BrokerOptions) -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("palisade-e2e-").tempdir()?;
+    pub fn start_in(data_dir: PathBuf) -> Result<Self> {
+        Self::start_on(scratch()?, data_dir)
+    }
+
+    fn start_on(home: TempDir, data_dir: PathBuf) -> Result<Self> {
         let mut broker = Self {
             process: None,
             configuration: None,
-            data_dir: options
-                .data_dir
-                .clone()
-                .unwrap_or_else(|| home.path().join("data")),
+            data_dir,
             home,
             port: free_port()?,
             admin_port: free_port()?,
         };
         broker.launch()?;
-        if let Some(configure) = options.configure {
-            broker.stop()?;
-            broker.configure(configure)?;
-            broker.launch()?;
-        }
         Ok(broker)
     }
 
@@ -124,11 +112,12 @@ impl Broker {
         Ok((status, log.get(before..).unwrap_or_default().to_owned()))
     }
 
-    /// Changes the configuration that the next [`Broker::launch`] runs with.
+    /// Changes the configuration that the next [`Broker::launch`] runs with: the one that `dev` wrote, with this change alone.
     ///
     /// # Errors
-    /// When `broker.toml` cannot be read, or the changed one would be refused.
+    /// When `broker.toml` cannot be read or written.
     pub fn configure(&mut self, change: impl FnOnce(&mut BrokerConfig)) -> Result<()> {
+        self.configuration = None;
         let mut config = self.config()?;
         change(&mut config);
         let path = self.home.path().join("broker.toml");
@@ -381,4 +370,12 @@ impl Broker {
     fn log_path(&self) -> PathBuf {
         self.home.path().join("broker.log")
     }
+}
+
+/// A directory of this broker's own.
+fn scratch() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("palisade-e2e-")
+        .tempdir()
+        .context("cannot make a temporary directory")
 }

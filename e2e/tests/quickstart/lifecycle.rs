@@ -57,7 +57,7 @@ fn writes(pod: &ClientPod) -> Result<bool> {
 }
 
 /// A user with a password and one with a certificate are suspended, let in again and deleted; what their workloads hold stops working each time.
-pub fn suspension_and_revocation(world: &mut World) -> Result<()> {
+pub(crate) fn suspension_and_revocation(world: &mut World) -> Result<()> {
     let kubectl = world.kubectl();
     for (name, kind) in [("erin", "ScramSha512"), ("frank", "MutualTls")] {
         let user = format!("user.palisade.dev/{name}");
@@ -96,7 +96,7 @@ pub fn suspension_and_revocation(world: &mut World) -> Result<()> {
 }
 
 /// Of two topics that claim one name the older counts, and the other follows when it is gone; partitions grow in place.
-pub fn claims_and_growth(world: &mut World) -> Result<()> {
+pub(crate) fn claims_and_growth(world: &mut World) -> Result<()> {
     let kubectl = world.kubectl();
     kubectl.apply(&object("Topic", "claim-first", "topicName: claimed"))?;
     ready_because(kubectl, "topic.palisade.dev/claim-first", "Synced")?;
@@ -128,7 +128,7 @@ pub fn claims_and_growth(world: &mut World) -> Result<()> {
 }
 
 /// What cannot work says why: a password no client could hold, a mechanism no listener offers, a Secret that is somebody else's.
-pub fn advice(world: &mut World) -> Result<()> {
+pub(crate) fn advice(world: &mut World) -> Result<()> {
     let kubectl = world.kubectl();
     kubectl.ok(&[
         "-n",
