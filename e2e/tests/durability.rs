@@ -91,7 +91,13 @@ fn kill_nine_loses_no_acknowledged_record_and_doubles_none() -> Result<()> {
     })?;
     producer.terminate(Duration::from_secs(30))?;
     let log = producer.log();
-    assert!(!log.contains("producer_send_error"), "{}", tail(&log));
+    // The tool's own end may catch one send on its way; that is said to it as an error, and no crash of the broker may be.
+    let errors: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("producer_send_error"))
+        .filter(|line| !line.contains("Producer closed while send in progress"))
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
 
     let stored = Kcat::new(&admin)?
         .consume("acknowledged", &["-f", "%p %o %s\n"])?
