@@ -20,15 +20,15 @@ use crate::cluster::command::{installed, run};
 use crate::cluster::{ClusterError, Program};
 
 /// The image of the operator.
-pub const OPERATOR_IMAGE: &str = "docker.io/palisade/operator:dev";
+pub const OPERATOR_IMAGE: &str = "palisade.local/operator:dev";
 /// The image of the broker.
-pub const BROKER_IMAGE: &str = "docker.io/palisade/broker:dev";
+pub const BROKER_IMAGE: &str = "palisade.local/broker:dev";
 /// The image of a Kafka client with a shell.
-pub const KCAT_IMAGE: &str = "docker.io/palisade/kcat:dev";
+pub const KCAT_IMAGE: &str = "palisade.local/kcat:dev";
 /// The image of the process that holds a pod's namespaces.
-pub(crate) const PAUSE_IMAGE: &str = "docker.io/palisade/pause:1";
+pub(crate) const PAUSE_IMAGE: &str = "palisade.local/pause:1";
 /// The image of the cluster's DNS server.
-pub(crate) const COREDNS_IMAGE: &str = "docker.io/palisade/coredns:1";
+pub(crate) const COREDNS_IMAGE: &str = "palisade.local/coredns:1";
 
 /// The user that our own images run as, unless a pod says otherwise.
 const USER: u32 = 65532;
@@ -223,7 +223,7 @@ impl Image {
         // What Docker's and Podman's `load` read.
         let docker = json!([{
             "Config": blob(&config_digest),
-            "RepoTags": [self.name.trim_start_matches("docker.io/")],
+            "RepoTags": [self.name],
             "Layers": [blob(&layer_digest)],
         }])
         .to_string();
@@ -467,7 +467,7 @@ mod tests {
     fn every_blob_has_the_digest_and_size_by_which_it_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let archive = directory.path().join("image.tar");
-        let image = Image::new("docker.io/test/image:1", &["/hello"])
+        let image = Image::new("test.local/image:1", &["/hello"])
             .text("/hello", "hi")
             .link("/bin/ls", "busybox");
         image.write(&archive).unwrap();
@@ -476,7 +476,7 @@ mod tests {
         let described = &index["manifests"][0];
         assert_eq!(
             described["annotations"]["io.containerd.image.name"],
-            "docker.io/test/image:1"
+            "test.local/image:1"
         );
         let follow = |descriptor: &Value| {
             let digest = descriptor["digest"]
@@ -514,7 +514,7 @@ mod tests {
             directory.path().join("one.tar"),
             directory.path().join("two.tar"),
         );
-        let image = Image::new("docker.io/test/image:1", &["/hello"]).text("/hello", "hi");
+        let image = Image::new("test.local/image:1", &["/hello"]).text("/hello", "hi");
         image.write(&one).unwrap();
         image.write(&two).unwrap();
         assert_eq!(fs::read(one).unwrap(), fs::read(two).unwrap());

@@ -224,7 +224,7 @@ fn pod(name: &str, node: &str, script: &str) -> serde_json::Value {
             "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [{
                 "name": "main",
-                "image": "palisade/kcat:dev",
+                "image": "palisade.local/kcat:dev",
                 "imagePullPolicy": "Never",
                 "command": ["sh", "-c", script],
                 "securityContext": {

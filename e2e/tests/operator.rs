@@ -105,7 +105,7 @@ impl Bench {
         let context = Arc::new(Context {
             client: client.clone(),
             settings: Settings {
-                broker_image: "palisade/broker:dev".to_owned(),
+                broker_image: "palisade.local/broker:dev".to_owned(),
                 image_pull_policy: "Never".to_owned(),
                 operator_namespace: "palisade-system".to_owned(),
             },

@@ -29,7 +29,7 @@ struct Arguments {
     #[arg(
         long,
         env = "PALISADE_BROKER_IMAGE",
-        default_value = "palisade/broker:dev"
+        default_value = "palisade.local/broker:dev"
     )]
     broker_image: String,
     /// When kubelets pull the broker's image.

@@ -184,7 +184,7 @@ spec:
     seccompProfile: {{ type: RuntimeDefault }}
   containers:
     - name: client
-      image: palisade/kcat:dev
+      image: palisade.local/kcat:dev
       imagePullPolicy: IfNotPresent
       command: [sh, -c, {script}]
       resources:

@@ -293,7 +293,7 @@ mod tests {
 
     fn settings() -> Settings {
         Settings {
-            broker_image: "palisade/broker:dev".to_owned(),
+            broker_image: "palisade.local/broker:dev".to_owned(),
             image_pull_policy: "Never".to_owned(),
             operator_namespace: "palisade-system".to_owned(),
         }
