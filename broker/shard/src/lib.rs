@@ -32,6 +32,8 @@ mod machine;
 mod network;
 mod raft_types;
 mod shard;
+mod snapshot;
+mod transport;
 
 #[cfg(test)]
 mod tests;
@@ -39,3 +41,5 @@ mod tests;
 pub use error::{CheckpointError, ProposeError, ShardError};
 pub use machine::{Command, LogPosition, StateMachine};
 pub use shard::{Leadership, NodeId, Shard, ShardConfig};
+pub use snapshot::{Incoming, Snapshot};
+pub use transport::{Message, Transport, TransportError};

@@ -1,8 +1,13 @@
-use std::fmt;
+//! What a shard needs of a state machine.
+
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::CheckpointError;
+use crate::{
+    CheckpointError,
+    snapshot::{Incoming, Snapshot},
+};
 
 /// What is replicated. Opaque here.
 #[derive(Clone, PartialEq, Eq)]
@@ -84,4 +89,40 @@ pub trait StateMachine: Send + 'static {
     /// # Errors
     /// When it cannot be written; the state in memory stays valid and the log is kept.
     fn checkpoint(&mut self) -> Result<LogPosition, CheckpointError>;
+
+    /// The state as it is now, to be sent to a replica that has fallen behind. Cheap: the bulk is read when it is asked for.
+    ///
+    /// # Errors
+    /// When it cannot be described.
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>, CheckpointError> {
+        Err(CheckpointError::Write(
+            "this state machine has no snapshots".to_owned(),
+        ))
+    }
+
+    /// Begins to receive a snapshot; also returns what is here already, as [`Snapshot::chunk`] of the sender reads it.
+    ///
+    /// # Errors
+    /// When the description makes no sense or nothing can be kept aside.
+    fn receive(&self, description: Bytes) -> Result<(Box<dyn Incoming>, Bytes), CheckpointError> {
+        drop(description);
+        Err(CheckpointError::Write(
+            "this state machine has no snapshots".to_owned(),
+        ))
+    }
+
+    /// Replaces the whole state by the snapshot that was received; durable when this returns, so that [`StateMachine::applied`] of a restart is `at`.
+    ///
+    /// # Errors
+    /// When it cannot be written. The shard then stops: what is in memory may be half of both.
+    fn install(
+        &mut self,
+        at: LogPosition,
+        incoming: Box<dyn Incoming>,
+    ) -> Result<(), CheckpointError> {
+        drop((at, incoming));
+        Err(CheckpointError::Write(
+            "this state machine has no snapshots".to_owned(),
+        ))
+    }
 }

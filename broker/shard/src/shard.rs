@@ -35,9 +35,32 @@ const FULL_CHECK: Duration = Duration::from_secs(1);
 /// What a record of the write-ahead log takes beyond its command, at most.
 const RECORD_OVERHEAD: usize = 64;
 
-/// Identity of a broker in Raft.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Identity of a broker in Raft: its Kafka id and the incarnation of its data directory. A broker that comes back with an empty volume is another node, for it
+/// has forgotten what it voted for.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The node of a broker (its id is not negative) whose data directory has this incarnation.
+    #[must_use]
+    pub const fn of(broker: i32, incarnation: u32) -> Self {
+        Self(((broker as u32 as u64) << 32) | incarnation as u64)
+    }
+
+    /// The Kafka id of the broker.
+    #[must_use]
+    pub const fn broker(self) -> i32 {
+        (self.0 >> 32) as u32 as i32
+    }
+}
+
+impl std::fmt::Display for NodeId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "broker {} ({:08x})", self.broker(), self.0 & 0xffff_ffff)
+    }
+}
 
 /// How a shard is run.
 #[derive(Clone, Copy, Debug)]
