@@ -18,7 +18,7 @@ describe() {
     k8s) echo "Kubernetes $kubernetes and etcd from source, about 10 minutes" ;;
     coredns) echo "CoreDNS from source, about 1 minute" ;;
     netpol) echo "the NetworkPolicy agent from source, about 1 minute" ;;
-    provisioner) echo "the volume provisioner from source, seconds" ;;
+    provisioner) echo "the volume provisioner from source, under a minute" ;;
     helm) echo "Helm from source, about 2 minutes" ;;
     *) echo "$1 from source" ;;
     esac
@@ -51,7 +51,8 @@ build() {
             started=$(date +%s)
             echo "building $(describe "$name") (once; kept in $cache)" >&2
             (
-                while sleep 30; do echo "  still building $name, $(($(date +%s) - started)) s" >&2; done
+                # The last sleep outlives its loop: it must not hold the output that a caller reads to its end.
+                while sleep 30 >/dev/null 2>&1; do echo "  still building $name, $(($(date +%s) - started)) s" >&2; done
             ) 9>&- &
             ticker=$!
             trap 'kill "$ticker" 2>/dev/null || true' EXIT
