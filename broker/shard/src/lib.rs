@@ -29,6 +29,7 @@ mod engine;
 mod error;
 mod log_store;
 mod machine;
+mod members;
 mod network;
 mod raft_types;
 mod shard;
@@ -40,6 +41,7 @@ mod tests;
 
 pub use error::{CheckpointError, ProposeError, ShardError};
 pub use machine::{Command, LogPosition, StateMachine};
-pub use shard::{Leadership, NodeId, Shard, ShardConfig};
+pub use members::{Formation, LeaderView, MembersError, ShardStatus};
+pub use shard::{Leadership, NodeId, Shard, ShardConfig, Timing};
 pub use snapshot::{Incoming, Snapshot};
-pub use transport::{Message, Transport, TransportError};
+pub use transport::{Message, NoPeers, Transport, TransportError};

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use openraft::{
     Config, Raft, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver,
     error::ClientWriteError, raft::ClientWriteResult,
@@ -22,7 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    CheckpointError, Command, LogPosition, ProposeError, ShardError, StateMachine,
+    CheckpointError, Command, Formation, LeaderView, LogPosition, MembersError, Message,
+    ProposeError, ShardError, ShardStatus, StateMachine, Transport,
     engine::{Applied, Machine, Shared, position},
     log_store::LogStore,
     network::NoPeers,
@@ -71,16 +73,51 @@ pub struct ShardConfig {
     pub node: NodeId,
     /// Most bytes of proposals that wait to be applied; more are refused with [`ProposeError::Busy`].
     pub pending_bytes: usize,
+    /// Bytes of applied entries that stay in memory for replicas that are a little behind. Those further behind are sent a snapshot.
+    pub tail_bytes: usize,
+    /// When a leader is given up and replaced.
+    pub timing: Timing,
+}
+
+/// What a shard waits for, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often a leader shows that it is there.
+    pub heartbeat: Duration,
+    /// A replica that has not heard of the leader for a time between this and `election_max` campaigns.
+    pub election_min: Duration,
+    /// See `election_min`.
+    pub election_max: Duration,
+    /// How long a replica that is to become a voter may take to catch up, and a change of members or of the leader to be agreed on.
+    pub change: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl Timing {
+    /// A heartbeat every 100 ms, an election after 500 to 1000 ms without one, two minutes for a change of members.
+    pub const DEFAULT: Self = Self {
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(1000),
+        change: Duration::from_secs(120),
+    };
 }
 
 impl ShardConfig {
-    /// A shard with the default limit of 64 MiB of waiting proposals.
+    /// A shard with the default limits: 64 MiB of waiting proposals, a tail of 8 MiB.
     #[must_use]
     pub const fn new(id: ShardId, node: NodeId) -> Self {
         Self {
             id,
             node,
             pending_bytes: 64 << 20,
+            tail_bytes: 8 << 20,
+            timing: Timing::DEFAULT,
         }
     }
 }
@@ -105,6 +142,7 @@ pub struct Shard<S: StateMachine> {
     proposals: mpsc::UnboundedSender<Proposal<S::Response>>,
     pending: Arc<AtomicUsize>,
     leadership: watch::Receiver<Option<Leadership>>,
+    leader: watch::Receiver<LeaderView>,
     checkpointing: tokio::sync::Mutex<()>,
     tasks: [JoinHandle<()>; 2],
 }
@@ -120,7 +158,10 @@ impl<S: StateMachine> Shard<S> {
         wal: Arc<Wal>,
         recovered: Vec<WalRecord>,
         machine: S,
+        transport: Arc<dyn Transport>,
+        formation: Formation,
     ) -> Result<Self, ShardError> {
+        drop((transport, formation));
         let shard = config.id;
         let log = LogStore::recover(shard, Arc::clone(&wal), recovered)?;
         let applied = applied_position(shard, &log, machine.applied())?;
@@ -182,6 +223,7 @@ impl<S: StateMachine> Shard<S> {
                 announce,
             )),
         ];
+        let leader = watch::channel(LeaderView::default()).1;
         Ok(Self {
             config,
             wal,
@@ -190,6 +232,7 @@ impl<S: StateMachine> Shard<S> {
             proposals,
             pending: Arc::default(),
             leadership,
+            leader,
             checkpointing: tokio::sync::Mutex::default(),
             tasks,
         })
@@ -250,6 +293,78 @@ impl<S: StateMachine> Shard<S> {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
         self.leadership.clone()
+    }
+
+    /// Who leads, as far as is known here; also on followers.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<LeaderView> {
+        self.leader.clone()
+    }
+
+    /// The shard as it is now, seen from here. Cheap.
+    #[must_use]
+    pub fn status(&self) -> ShardStatus {
+        ShardStatus::default()
+    }
+
+    /// Takes a message of another replica. Must be called in the order in which a peer's messages arrive; what is returned is its answer and may be awaited
+    /// anywhere, several at a time. A peer of another shard or a liar gets an answer that says so; it never stops this replica.
+    pub fn handle(&self, from: NodeId, message: Message) -> BoxFuture<'static, Message> {
+        drop((from, message));
+        Box::pin(async { Message::default() })
+    }
+
+    /// Makes exactly these the voters. Those that are not replicas yet become learners first and are waited for until they have caught up; those that are not
+    /// among them any more are removed. Doing it again, also after an error, goes on where it was left.
+    ///
+    /// # Errors
+    /// [`MembersError`]; the members are then still such that the shard can go on.
+    pub async fn set_members(&self, voters: BTreeSet<NodeId>) -> Result<(), MembersError> {
+        self.set_members_with_learners(voters, BTreeSet::new())
+            .await
+    }
+
+    /// As [`Shard::set_members`], with replicas that receive the log without a vote.
+    ///
+    /// # Errors
+    /// [`MembersError`]; the members are then still such that the shard can go on.
+    pub async fn set_members_with_learners(
+        &self,
+        voters: BTreeSet<NodeId>,
+        learners: BTreeSet<NodeId>,
+    ) -> Result<(), MembersError> {
+        drop((voters, learners));
+        Err(MembersError::Stopped(self.config.id))
+    }
+
+    /// Has `to`, one of the other voters, lead from now on; returns when it is known here to do so. Proposals that are in the log keep their place and are
+    /// answered if this replica learns their outcome before it has to give them up; new ones are refused.
+    ///
+    /// # Errors
+    /// [`MembersError`]; this replica then still leads, or another was elected meanwhile.
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), MembersError> {
+        let _ = to;
+        Err(MembersError::Stopped(self.config.id))
+    }
+
+    /// The process of `node` is gone, which is known from its connection: if it led, replace it without waiting for the election timeout.
+    pub fn peer_lost(&self, node: NodeId) {
+        let _ = node;
+    }
+
+    /// Waits until `copies` voters have the log up to `index` durably. For those who want more than the majority that every answer of [`Shard::propose`] means;
+    /// bound it by a timeout.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] when leadership is lost before.
+    pub fn replicated(
+        &self,
+        index: u64,
+        copies: usize,
+    ) -> impl Future<Output = Result<(), ProposeError>> + Send + 'static + use<S> {
+        let _ = (index, copies);
+        let shard = self.config.id;
+        async move { Err(ProposeError::Stopped(shard)) }
     }
 
     /// Waits until this broker leads.
