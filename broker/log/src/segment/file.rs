@@ -13,7 +13,7 @@ use palisade_seal::{FileKey, FileKeys, FileKind, HEADER_LIMIT};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, SegmentState,
+    FrameMeta, PartitionPlace, SegmentState,
     index::SparseIndex,
     meta::{EntryMeta, TAG},
     state::Damage,
@@ -47,6 +47,24 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
+    pub(super) fn of(
+        place: PartitionPlace,
+        fs: Arc<dyn FileSystem>,
+        keys: Arc<FileKeys>,
+    ) -> Arc<Self> {
+        let context = [
+            place.topic.0.as_bytes().as_slice(),
+            &place.partition.0.to_be_bytes(),
+        ]
+        .concat();
+        Arc::new(Self {
+            dir: place.dir,
+            fs,
+            keys,
+            context,
+        })
+    }
+
     pub(super) fn path(&self, base: Offset) -> PathBuf {
         self.dir.join(format!("{:020}.seg", base.0))
     }
@@ -73,6 +91,8 @@ pub(super) struct Segment {
     dirty: AtomicBool,
     sync_failed: Mutex<bool>,
     used: AtomicBool,
+    /// Set before the file goes: whoever does not find it then has not found damage.
+    removed: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +161,7 @@ impl Segment {
             dirty: AtomicBool::new(true),
             sync_failed: Mutex::new(false),
             used: AtomicBool::new(true),
+            removed: AtomicBool::new(false),
         };
         Ok((segment, writer))
     }
@@ -171,7 +192,19 @@ impl Segment {
             dirty: AtomicBool::new(false),
             sync_failed: Mutex::new(false),
             used: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         })
+    }
+
+    /// Moves the file of a segment that was written elsewhere, and is durable, to where its partition is. Its content is bound to partition and offset, not to a
+    /// directory.
+    pub(super) fn adopt(around: &Arc<Surroundings>, other: &Self) -> Result<Self, LogError> {
+        let (from, to) = (other.path(), around.path(other.base));
+        around
+            .fs
+            .rename(&from, &to)
+            .map_err(LogError::io("rename", &from))?;
+        Self::reopen(around, &other.state())
     }
 
     pub(super) fn state(&self) -> SegmentState {
@@ -391,8 +424,19 @@ impl Segment {
         true
     }
 
+    /// Whether the file was removed on purpose.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// The file is about to go together with its directory.
+    pub(super) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
     /// Removes the file. Readers that have it open can go on reading.
     pub(super) fn remove(&self) -> Result<(), LogError> {
+        self.set_removed();
         let path = self.path();
         match self.around.fs.remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -13,6 +13,18 @@ pub struct PartitionState {
     pub segments: Vec<SegmentState>,
 }
 
+impl PartitionState {
+    /// The state after the first offset was raised to `start`, when it is higher: without the segments that lie before it.
+    #[must_use]
+    pub fn advanced_to(mut self, start: Offset) -> Self {
+        self.start = self.start.max(start.min(self.end));
+        let start = self.start;
+        self.segments
+            .retain(|segment| segment.end > start || segment.end == segment.base);
+        self
+    }
+}
+
 /// What a manifest remembers of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentState {
