@@ -14,6 +14,7 @@
 //! checkpoint syncs the segments and stores a manifest; what came after it is replayed from the write-ahead log.
 
 mod catalog;
+mod cleaner;
 mod command;
 mod epochs;
 mod machine;
@@ -26,7 +27,8 @@ mod shard_data;
 mod slot;
 mod types;
 
-pub use catalog::{Catalog, ImageCatalog, TopicSettings, TopicView};
+pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
+pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
 pub use plane::{DataOptions, DataPlane, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{

@@ -331,6 +331,7 @@ impl DataMachine {
             &manifest,
         )
         .map_err(DataError::Log)?;
+        self.data.saved(&manifest);
         for slot in self.data.slots() {
             if let Some(partition) = slot.partition() {
                 partition.log.close_idle();

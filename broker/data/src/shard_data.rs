@@ -167,6 +167,15 @@ impl ShardData {
         Ok(())
     }
 
+    /// Says that a manifest is durable: what it does not need any more goes.
+    pub(crate) fn saved(&self, manifest: &crate::manifest::Manifest) {
+        for saved in &manifest.partitions {
+            if let Some(partition) = self.slot(saved.key).and_then(|slot| slot.partition()) {
+                partition.log.saved(&saved.log);
+            }
+        }
+    }
+
     /// Tries to write what waits in memory. True when nothing waits any more.
     pub(crate) fn flush_backlog(&self) -> bool {
         if !self.backlogged.load(Ordering::Acquire) {

@@ -1,5 +1,6 @@
 //! The data plane: everything a server needs of the data shards of this broker.
 
+mod cleaning;
 mod fetch;
 mod groups;
 mod housekeeping;
@@ -31,6 +32,7 @@ use tokio::{
 
 use crate::{
     catalog::{Catalog, TopicView},
+    cleaner::CleanerOptions,
     command::Key,
     machine::{DataMachine, epoch_of},
     shard_data::{ShardData, ShardSetup},
@@ -53,6 +55,8 @@ pub struct DataOptions {
     pub checkpoint_wal_bytes: u64,
     /// How often retention is enforced.
     pub housekeeping: Duration,
+    /// How closed segments are compacted and sealed anew.
+    pub cleaner: CleanerOptions,
     /// The file system, for tests that inject faults.
     pub fs: Arc<dyn FileSystem>,
     /// Called when a segment could not be synced: what it holds is then unknown. The default ends the process; the next one writes it again from the
@@ -84,6 +88,7 @@ impl DataOptions {
             segment_bytes: 256 << 20,
             checkpoint_wal_bytes: 32 << 20,
             housekeeping: Duration::from_secs(10),
+            cleaner: CleanerOptions::default(),
             fs: Arc::new(RealFs),
             on_sync_failure: Arc::new(|_| std::process::abort()),
         }
@@ -97,6 +102,8 @@ pub struct DataPlane {
     runtime: tokio::runtime::Handle,
     stop: watch::Sender<bool>,
     housekeeper: Mutex<Option<JoinHandle<()>>>,
+    cleaner: Mutex<Option<JoinHandle<()>>>,
+    cleaning: cleaning::Cleaning,
     checkpoint_due: Arc<Notify>,
     /// Shards are checkpointed one after the other: each takes the disk for itself.
     checkpointing: tokio::sync::Mutex<()>,
@@ -121,9 +128,16 @@ impl ShardHandle {
         let config = ShardConfig::new(setup.id, node);
         let opened = tokio::task::spawn_blocking(move || DataMachine::open(setup)).await;
         let (machine, data) = opened.map_err(|error| DataError::Shard(error.to_string()))??;
-        let shard = Shard::start(config, wal, replay, machine)
-            .await
-            .map_err(|error| DataError::Shard(error.to_string()))?;
+        let shard = Shard::start(
+            config,
+            wal,
+            replay,
+            machine,
+            Arc::new(palisade_shard::NoPeers),
+            palisade_shard::Formation::Alone,
+        )
+        .await
+        .map_err(|error| DataError::Shard(error.to_string()))?;
         let leadership = shard.leadership();
         Ok(Self {
             shard,
@@ -203,6 +217,8 @@ impl DataPlane {
             runtime: tokio::runtime::Handle::current(),
             stop: watch::Sender::new(false),
             housekeeper: Mutex::new(None),
+            cleaner: Mutex::new(None),
+            cleaning: cleaning::Cleaning::default(),
             checkpoint_due,
             checkpointing: tokio::sync::Mutex::new(()),
             housekeeping: options.housekeeping,
@@ -215,6 +231,12 @@ impl DataPlane {
             Arc::clone(&plane.checkpoint_due),
         ));
         *plane.housekeeper.lock() = Some(housekeeper);
+        let cleaner = tokio::spawn(cleaning::run(
+            Arc::downgrade(&plane),
+            plane.stop.subscribe(),
+            options.cleaner,
+        ));
+        *plane.cleaner.lock() = Some(cleaner);
         Ok(plane)
     }
 
@@ -285,6 +307,10 @@ impl DataPlane {
         if let Some(housekeeper) = housekeeper {
             // It ends at its next step; a panic in it was reported where it happened.
             let _ = housekeeper.await;
+        }
+        let cleaner = self.cleaner.lock().take();
+        if let Some(cleaner) = cleaner {
+            let _ = cleaner.await;
         }
         // Logged where it failed; what is not covered is replayed.
         let _ = self.checkpoint().await;

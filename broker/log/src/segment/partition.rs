@@ -14,7 +14,7 @@ use palisade_seal::FileKeys;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, PartitionState, QuarantinedSegment, Rolling,
+    Cleaned, FrameMeta, PartitionState, QuarantinedSegment, Rolling,
     file::{Segment, Surroundings},
     state::retention_start,
 };
@@ -43,29 +43,32 @@ pub enum Stored {
 /// The log of one partition. One thread appends; any thread reads.
 #[derive(Debug)]
 pub struct PartitionLog {
-    around: Arc<Surroundings>,
-    writer: Mutex<Writer>,
-    inner: RwLock<Inner>,
+    pub(super) around: Arc<Surroundings>,
+    pub(super) writer: Mutex<Writer>,
+    pub(super) inner: RwLock<Inner>,
     dir_changed: AtomicBool,
     /// Set before the directory goes.
     removed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Writer {
+pub(super) struct Writer {
     /// The active segment's frame writer, and that segment's base offset.
-    frames: Option<(Offset, FrameWriter)>,
+    pub(super) frames: Option<(Offset, FrameWriter)>,
     scratch: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    start: Offset,
-    end: Offset,
-    /// In the order of their offsets; the last one is appended to.
-    segments: Vec<Arc<Segment>>,
+pub(super) struct Inner {
+    pub(super) start: Offset,
+    pub(super) end: Offset,
+    /// In the order of their offsets; the last one is appended to, unless it is closed.
+    pub(super) segments: Vec<Arc<Segment>>,
     /// What could not be written yet, after the last segment.
-    backlog: VecDeque<(FrameMeta, Bytes)>,
+    pub(super) backlog: VecDeque<(FrameMeta, Bytes)>,
+    /// Rewritten since, but a stored manifest may still list them.
+    pub(super) retired: Vec<Arc<Segment>>,
+    pub(super) cleaned: Cleaned,
 }
 
 impl PartitionLog {
@@ -87,7 +90,9 @@ impl PartitionLog {
             let segment = Segment::reopen(&around, remembered)?;
             segments.push(Arc::new(segment));
         }
-        Ok(Self::with(around, state.start, state.end, segments))
+        let log = Self::with(around, state.start, state.end, segments);
+        log.inner.write().cleaned = state.cleaned;
+        Ok(log)
     }
 
     /// A log in a directory that nobody has used, without records: the first one gets offset `end`. Touches no disk, so it cannot fail. `start` may lie behind
@@ -117,6 +122,8 @@ impl PartitionLog {
                 end,
                 segments,
                 backlog: VecDeque::new(),
+                retired: Vec::new(),
+                cleaned: Cleaned::default(),
             }),
             dir_changed: AtomicBool::new(false),
             removed: AtomicBool::new(false),
@@ -203,7 +210,7 @@ impl PartitionLog {
     /// [`LogError::Corrupt`] when the place is damaged, found now or before; I/O errors.
     pub fn read(
         &self,
-        from: Offset,
+        mut from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<(FrameMeta, Bytes)>, LogError> {
         loop {
@@ -218,6 +225,8 @@ impl PartitionLog {
             match segment.read(from, max_bytes) {
                 // Taken out of the list before it was removed: the next turn finds another.
                 Err(_) if segment.is_removed() => {}
+                // Compacted away up to its end.
+                Ok(found) if found.is_empty() && segment.end() > from => from = segment.end(),
                 outcome => return outcome.inspect_err(|error| self.found(&segment, error)),
             }
         }
@@ -373,6 +382,7 @@ impl PartitionLog {
                 .iter()
                 .map(|segment| segment.state())
                 .collect(),
+            cleaned: inner.cleaned,
         }
     }
 
@@ -425,7 +435,8 @@ impl PartitionLog {
         self.removed.store(true, Ordering::Release);
         {
             let mut inner = self.inner.write();
-            for segment in std::mem::take(&mut inner.segments) {
+            let inner = &mut *inner;
+            for segment in inner.segments.drain(..).chain(inner.retired.drain(..)) {
                 segment.set_removed();
             }
             inner.backlog.clear();
@@ -458,6 +469,7 @@ impl PartitionLog {
         let active = self.inner.read().segments.last().cloned();
         let active = active.filter(|segment| {
             segment.damage().is_none()
+                && !segment.is_closed()
                 && (segment.end() == segment.base || !rolling.is_full(&segment.state(), now_ms))
         });
         if let Some(segment) = active {
@@ -499,7 +511,7 @@ impl PartitionLog {
                 .create_dir_all(dir)
                 .map_err(LogError::io("create", dir))?;
         }
-        let (segment, frames) = Segment::create(&self.around, base, now_ms)?;
+        let (segment, frames) = Segment::create(&self.around, base, 0, now_ms)?;
         let segment = Arc::new(segment);
         self.dir_changed.store(true, Ordering::Release);
         writer.frames = Some((base, frames));
@@ -522,7 +534,7 @@ impl PartitionLog {
     }
 
     /// Takes the segment out of service when `error` says that it is damaged.
-    fn found(&self, segment: &Segment, error: &LogError) {
+    pub(super) fn found(&self, segment: &Segment, error: &LogError) {
         if !segment.is_removed()
             && let LogError::Corrupt {
                 file,
@@ -574,13 +586,10 @@ fn remove_strays(around: &Surroundings, state: &PartitionState) -> Result<(), Lo
     for name in names {
         let path = around.dir.join(&name);
         let listed = state.segments.iter().any(|segment| {
-            let expected = if segment.damage.is_some() {
-                around.quarantine_path(segment.base)
-            } else {
-                around.path(segment.base)
-            };
+            let quarantined = around.quarantine_path(segment.base, segment.generation);
+            let expected = around.path(segment.base, segment.generation);
             // Quarantined after the manifest was written: the mark is made again, the file must stay for repair.
-            path == expected || path == around.quarantine_path(segment.base)
+            (path == expected && segment.damage.is_none()) || path == quarantined
         });
         if !listed && name.contains(".seg") {
             around

@@ -22,8 +22,8 @@ use palisade_seal::{
 use parking_lot::Mutex;
 
 use crate::{
-    Acks, Appended, Catalog, DataError, DataOptions, DataPlane, Fetched, Isolation, TopicSettings,
-    TopicView,
+    Acks, Appended, Catalog, CleanerOptions, DataError, DataOptions, DataPlane, Fetched, Isolation,
+    TopicSettings, TopicView,
     records::{
         Rules, TimestampType, batches,
         builder::{TestBatch, TestRecord},
@@ -64,6 +64,7 @@ impl TestCatalog {
             retention_ms: None,
             retention_bytes: None,
             delete: true,
+            compaction: None,
         };
         change(&mut settings);
         let partitions = (0..partitions).map(|n| ShardId(1 + n % 2)).collect();
@@ -136,6 +137,7 @@ pub(super) struct Bench {
     pub(super) catalog: Arc<TestCatalog>,
     pub(super) wal_file_bytes: u64,
     pub(super) checkpoint_wal_bytes: u64,
+    pub(super) cleaner: CleanerOptions,
     /// Without the file system that can fail, which remembers what was written.
     pub(super) real_files: bool,
 }
@@ -149,6 +151,11 @@ impl Bench {
             catalog: Arc::default(),
             wal_file_bytes: 4 << 20,
             checkpoint_wal_bytes: u64::MAX,
+            // Only when a test says so.
+            cleaner: CleanerOptions {
+                interval: Duration::from_secs(3600),
+                ..CleanerOptions::default()
+            },
             real_files: false,
         }
     }
@@ -205,6 +212,7 @@ impl Bench {
             housekeeping: Duration::from_millis(100),
             fs: self.fs(&self.data_fs),
             on_sync_failure: Arc::new(|_| {}),
+            cleaner: self.cleaner,
             ..DataOptions::new(self.data_dir())
         };
         let catalog: Arc<dyn Catalog> = Arc::clone(&self.catalog) as _;
@@ -223,6 +231,9 @@ impl Bench {
         self.wal_fs.crash(|| true).unwrap();
         self.data_fs.crash(|| true).unwrap();
         if let Some(task) = plane.housekeeper.lock().take() {
+            task.abort();
+        }
+        if let Some(task) = plane.cleaner.lock().take() {
             task.abort();
         }
         for handle in plane.shards.values() {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bench;
+mod compaction;
 mod crashes;
 mod disk;
 mod idempotence;
