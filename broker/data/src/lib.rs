@@ -24,12 +24,13 @@ pub mod records;
 mod sealing;
 mod shard_data;
 mod slot;
+mod snapshot;
 mod types;
 
 pub use catalog::{Catalog, ImageCatalog, TopicSettings, TopicView};
 pub use plane::{DataOptions, DataPlane, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{
-    Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize, ProducerInfo,
-    Quarantined,
+    Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,
+    ProducerInfo, Quarantined,
 };

@@ -19,6 +19,7 @@ use palisade_log::{
 use palisade_seal::{
     DekVersion, DirectoryProvider, FileKeys, KeyProvider, KeyRing, SealError, SecretKey,
 };
+use palisade_shard::{Formation, NoPeers};
 use parking_lot::Mutex;
 
 use crate::{
@@ -200,7 +201,6 @@ impl Bench {
     pub(super) async fn try_start(&self, keys: Arc<FileKeys>) -> Result<Arc<DataPlane>, DataError> {
         let (wal, recovered) = self.open_wal(&keys);
         let options = DataOptions {
-            data_shards: 2,
             checkpoint_wal_bytes: self.checkpoint_wal_bytes,
             housekeeping: Duration::from_millis(100),
             fs: self.fs(&self.data_fs),
@@ -208,7 +208,11 @@ impl Bench {
             ..DataOptions::new(self.data_dir())
         };
         let catalog: Arc<dyn Catalog> = Arc::clone(&self.catalog) as _;
-        let plane = DataPlane::open(options, wal, recovered, keys, catalog).await?;
+        let plane =
+            DataPlane::open(options, wal, recovered, keys, catalog, Arc::new(NoPeers)).await?;
+        for shard in [1, 2] {
+            plane.host(ShardId(shard), Formation::Alone).await?;
+        }
         plane.ready().await;
         Ok(plane)
     }
@@ -225,8 +229,8 @@ impl Bench {
         if let Some(task) = plane.housekeeper.lock().take() {
             task.abort();
         }
-        for handle in plane.shards.values() {
-            handle.shard.shutdown().await;
+        for handle in plane.handles().values() {
+            handle.stop().await;
         }
         drop(plane);
     }
