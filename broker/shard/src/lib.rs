@@ -24,24 +24,33 @@
 //! [`Wal::append_waiting`]: palisade_log::Wal::append_waiting
 
 mod cache;
+mod change;
 mod codec;
+mod config;
 mod engine;
 mod error;
+mod leading;
 mod log_store;
 mod machine;
 mod members;
 mod network;
 mod raft_types;
+mod receive;
+mod receive_snapshot;
+mod send_snapshot;
 mod shard;
 mod snapshot;
 mod transport;
+mod trim;
+mod wire;
 
 #[cfg(test)]
 mod tests;
 
+pub use config::{NodeId, ShardConfig, Timing};
 pub use error::{CheckpointError, ProposeError, ShardError};
 pub use machine::{Command, LogPosition, StateMachine};
 pub use members::{Formation, LeaderView, MembersError, ShardStatus};
-pub use shard::{Leadership, NodeId, Shard, ShardConfig, Timing};
+pub use shard::{Leadership, Shard};
 pub use snapshot::{Incoming, Snapshot};
 pub use transport::{Message, NoPeers, Transport, TransportError};

@@ -46,6 +46,9 @@ pub(crate) type Entry = openraft::Entry<Committed, Payload>;
 pub(crate) type Membership = openraft::Membership<u64, ()>;
 pub(crate) type StoredMembership = openraft::StoredMembership<Committed, u64, ()>;
 
+/// A snapshot's place in the log and the membership there.
+pub(crate) type Place = openraft::SnapshotMeta<Committed, u64, ()>;
+
 /// Where the engine sends the outcome of a proposal.
 pub(crate) struct Reply<T>(pub(crate) oneshot::Sender<T>);
 
