@@ -122,8 +122,12 @@ impl<S: StateMachine> Shard<S> {
         let is_done = leader.wait_for(|view| {
             view.term > status.term && view.leader.is_some_and(|leader| leader == to)
         });
-        match timeout_at(Instant::now() + election * 2, is_done).await {
-            Ok(Ok(_)) => Ok(()),
+        // The guard that it gives must not live into another wait: the future would not be `Send`.
+        let outcome = timeout_at(Instant::now() + election * 2, is_done)
+            .await
+            .map(|found| found.map(|_| ()));
+        match outcome {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(MembersError::Stopped(shard)),
             Err(_) => {
                 self.step_down(to, status.term).await;

@@ -25,3 +25,6 @@ mod wire;
 pub(crate) use install::install;
 pub(crate) use receive::DataIncoming;
 pub(crate) use send::describe;
+
+#[cfg(test)]
+mod tests;

@@ -164,7 +164,7 @@ impl Bench {
         Arc::new(FileKeys::new(provider))
     }
 
-    fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
+    pub(super) fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
         if self.real_files {
             Arc::new(RealFs)
         } else {
@@ -172,7 +172,10 @@ impl Bench {
         }
     }
 
-    fn open_wal(&self, keys: &Arc<FileKeys>) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
+    pub(super) fn open_wal(
+        &self,
+        keys: &Arc<FileKeys>,
+    ) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
         let options = WalOptions {
             fs: self.fs(&self.wal_fs),
             file_bytes: self.wal_file_bytes,
