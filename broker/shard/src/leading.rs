@@ -6,7 +6,8 @@ use std::{
 };
 
 use openraft::{
-    Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver, raft::TransferLeaderRequest,
+    Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver,
+    raft::TransferLeaderRequest,
 };
 use parking_lot::Mutex;
 use tokio::{
