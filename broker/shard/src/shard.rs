@@ -216,7 +216,9 @@ impl<S: StateMachine> Shard<S> {
             let (mut answer, _claim) = submitted?;
             loop {
                 match tokio::time::timeout(CHECK, &mut answer).await {
-                    Ok(Ok(Ok(written))) => return Ok(written.data),
+                    Ok(Ok(Ok(written))) => {
+                        return written.data.ok_or(ProposeError::Stopped(shard));
+                    }
                     Ok(Ok(Err(refused))) => return Err(not_leader(shard, &refused)),
                     Ok(Err(_)) => return Err(ProposeError::Stopped(shard)),
                     Err(_) if wal.is_full() => return Err(ProposeError::Full),
