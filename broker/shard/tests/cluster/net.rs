@@ -124,8 +124,9 @@ impl Net {
 
     fn handler(&self, to: NodeId, kind: u8) -> Option<Handler> {
         let mut state = self.0.lock().unwrap();
+        let handler = state.handlers.get(&to).cloned()?;
         *state.kinds.entry(kind).or_default() += 1;
-        state.handlers.get(&to).cloned()
+        Some(handler)
     }
 }
 

@@ -36,7 +36,7 @@ async fn client(running: Running, answered: Answered, first: u64, step: u64) {
         for shard in shards {
             if shard.leadership().borrow().is_some() {
                 for _ in 0..8 {
-                    answers.push((number, shard.propose(command(number, 700))));
+                    answers.push((number, shard.propose(command(number, 4000))));
                     number += step;
                 }
             }
@@ -148,9 +148,11 @@ async fn run(seed: u64) {
         );
     }
     eprintln!(
-        "seed {seed}: {} answered of {} applied",
+        "seed {seed}: {} answered of {} applied, {} snapshots begun, {} ended",
         answered.len(),
-        agreed.len()
+        agreed.len(),
+        cluster.net.delivered(6),
+        cluster.net.delivered(8)
     );
 }
 
