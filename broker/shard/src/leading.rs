@@ -32,6 +32,8 @@ pub(crate) struct Standing {
     pub(crate) give_up: Mutex<Option<Instant>>,
     /// Whose process is known to be gone, since when.
     pub(crate) lost: watch::Sender<Option<(NodeId, Instant)>>,
+    /// The shard has stopped.
+    pub(crate) over: watch::Sender<bool>,
 }
 
 impl Standing {
@@ -41,7 +43,15 @@ impl Standing {
             leader: watch::channel(LeaderView::default()).0,
             give_up: Mutex::new(None),
             lost: watch::channel(None).0,
+            over: watch::channel(false).0,
         }
+    }
+
+    /// Nobody leads from here any more.
+    pub(crate) fn end(&self) {
+        self.leadership.send_replace(None);
+        self.leader.send_modify(|view| view.leader = None);
+        self.over.send_replace(true);
     }
 
     /// Whether proposals have no hope of an outcome here.

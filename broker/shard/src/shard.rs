@@ -331,10 +331,11 @@ impl<S: StateMachine> Shard<S> {
             reason: "it stopped before it had a leader".to_owned(),
         };
         let mut leadership = self.leadership();
-        let found = *leadership
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| stopped())?;
+        let mut over = self.standing.over.subscribe();
+        let found = tokio::select! {
+            found = leadership.wait_for(Option::is_some) => found.ok().and_then(|found| *found),
+            _ = over.wait_for(|over| *over) => None,
+        };
         found.ok_or_else(stopped)
     }
 
@@ -371,7 +372,7 @@ impl<S: StateMachine> Shard<S> {
             tracing::error!(shard = %self.config.id, %error, "the shard did not stop cleanly");
         }
         self.background.lock().abort_all();
-        self.standing.leadership.send_replace(None);
+        self.standing.end();
     }
 }
 

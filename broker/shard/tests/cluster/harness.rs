@@ -325,8 +325,7 @@ impl Cluster {
 
     /// Waits until all running replicas have applied the same; returns it.
     pub async fn agreed(&self) -> Numbers {
-        let mut last = String::new();
-        let agreed = eventually("all replicas agree", || {
+        eventually("all replicas agree", || {
             let running = || self.replicas.iter().filter(|replica| replica.runs());
             let all: Vec<_> = running()
                 .map(|replica| {
@@ -334,7 +333,6 @@ impl Cluster {
                     (status.applied, status.last_index, replica.numbers())
                 })
                 .collect();
-            last = format!("{:?}", all.iter().map(|a| (a.0, a.1)).collect::<Vec<_>>());
             let (applied, last_index, numbers) = all.first()?;
             let is_same = |other: &(u64, u64, Numbers)| other.0 == *applied && other.1 == *applied;
             (applied == last_index && all.iter().all(is_same)).then(|| {
@@ -345,8 +343,7 @@ impl Cluster {
                 numbers.clone()
             })
         })
-        .await;
-        agreed
+        .await
     }
 }
 
