@@ -160,17 +160,18 @@ pub(crate) async fn follow<S: StateMachine>(
             limit,
         });
         announce(&standing, leads, &verdict, limit);
+        if raft.metrics().borrow_watched().running_state.is_err() {
+            standing.end();
+            return;
+        }
         let is_over = tokio::select! {
             changed = server.changed() => changed.is_err(),
             changed = applied_term.changed() => changed.is_err(),
             changed = lost.changed() => changed.is_err(),
-            _ = check.tick(), if !is_alone => false,
+            _ = check.tick(), if !(is_alone && leads) => false,
         };
         if is_over {
-            standing.leadership.send_replace(None);
-            standing
-                .leader
-                .send_replace(LeaderView { term, leader: None });
+            standing.end();
             return;
         }
     }
