@@ -209,7 +209,7 @@ impl<S: StateMachine> RaftStateMachine<Types<S::Response>> for Machine<S> {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id;
             let response = self.shared.apply(id, entry.payload)?;
-            if let (Some(responder), Some(response)) = (responder, response) {
+            if let Some(responder) = responder {
                 responder.send(response);
             }
             last = Some(id.index);

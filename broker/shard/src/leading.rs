@@ -6,7 +6,8 @@ use std::{
 };
 
 use openraft::{
-    Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver, raft::TransferLeaderRequest,
+    Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver,
+    raft::TransferLeaderRequest,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -31,6 +32,8 @@ pub(crate) struct Standing {
     pub(crate) give_up: Mutex<Option<Instant>>,
     /// Whose process is known to be gone, since when.
     pub(crate) lost: watch::Sender<Option<(NodeId, Instant)>>,
+    /// The shard has stopped.
+    pub(crate) over: watch::Sender<bool>,
 }
 
 impl Standing {
@@ -40,7 +43,15 @@ impl Standing {
             leader: watch::channel(LeaderView::default()).0,
             give_up: Mutex::new(None),
             lost: watch::channel(None).0,
+            over: watch::channel(false).0,
         }
+    }
+
+    /// Nobody leads from here any more.
+    pub(crate) fn end(&self) {
+        self.leadership.send_replace(None);
+        self.leader.send_modify(|view| view.leader = None);
+        self.over.send_replace(true);
     }
 
     /// Whether proposals have no hope of an outcome here.
@@ -149,17 +160,18 @@ pub(crate) async fn follow<S: StateMachine>(
             limit,
         });
         announce(&standing, leads, &verdict, limit);
+        if raft.metrics().borrow_watched().running_state.is_err() {
+            standing.end();
+            return;
+        }
         let is_over = tokio::select! {
             changed = server.changed() => changed.is_err(),
             changed = applied_term.changed() => changed.is_err(),
             changed = lost.changed() => changed.is_err(),
-            _ = check.tick(), if !is_alone => false,
+            _ = check.tick(), if !(is_alone && leads) => false,
         };
         if is_over {
-            standing.leadership.send_replace(None);
-            standing
-                .leader
-                .send_replace(LeaderView { term, leader: None });
+            standing.end();
             return;
         }
     }

@@ -489,3 +489,7 @@ const _: fn() = || {
     fn fits<C: RaftTypeConfig, S: RaftLogStorage<C>>() {}
     fits::<Types<()>, LogStore>();
 };
+
+#[cfg(test)]
+#[path = "log_store_tests.rs"]
+mod tests;

@@ -17,7 +17,8 @@ pub(crate) struct Types<R>(PhantomData<fn() -> R>);
 
 impl<R: Send + Sync + 'static> RaftTypeConfig for Types<R> {
     type D = Command;
-    type R = R;
+    /// `None` for entries that are no command; the engine wants an answer to a change of members too.
+    type R = Option<R>;
     type NodeId = u64;
     type Node = ();
     type Term = u64;

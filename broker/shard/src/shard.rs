@@ -216,7 +216,9 @@ impl<S: StateMachine> Shard<S> {
             let (mut answer, _claim) = submitted?;
             loop {
                 match tokio::time::timeout(CHECK, &mut answer).await {
-                    Ok(Ok(Ok(written))) => return Ok(written.data),
+                    Ok(Ok(Ok(written))) => {
+                        return written.data.ok_or(ProposeError::Stopped(shard));
+                    }
                     Ok(Ok(Err(refused))) => return Err(not_leader(shard, &refused)),
                     Ok(Err(_)) => return Err(ProposeError::Stopped(shard)),
                     Err(_) if wal.is_full() => return Err(ProposeError::Full),
@@ -329,10 +331,11 @@ impl<S: StateMachine> Shard<S> {
             reason: "it stopped before it had a leader".to_owned(),
         };
         let mut leadership = self.leadership();
-        let found = *leadership
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| stopped())?;
+        let mut over = self.standing.over.subscribe();
+        let found = tokio::select! {
+            found = leadership.wait_for(Option::is_some) => found.ok().and_then(|found| *found),
+            _ = over.wait_for(|over| *over) => None,
+        };
         found.ok_or_else(stopped)
     }
 
@@ -369,7 +372,7 @@ impl<S: StateMachine> Shard<S> {
             tracing::error!(shard = %self.config.id, %error, "the shard did not stop cleanly");
         }
         self.background.lock().abort_all();
-        self.standing.leadership.send_replace(None);
+        self.standing.end();
     }
 }
 

@@ -63,8 +63,5 @@ async fn wait_for_snapshot<S: StateMachine>(
             }
         }
     };
-    match tokio::time::timeout(PATIENCE, known).await {
-        Ok(is_known) => is_known,
-        Err(_) => false,
-    }
+    matches!(tokio::time::timeout(PATIENCE, known).await, Ok(true))
 }
