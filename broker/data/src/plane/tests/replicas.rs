@@ -249,6 +249,7 @@ async fn a_replica_with_an_empty_volume_is_rebuilt_to_the_byte() {
     let again = produce(&plane, topic, &batch("a", 5).producer(7, 0, 0)).await;
     assert_eq!(again.unwrap().base_offset, Offset(0));
     // What was received is on its disk.
+    drop(plane);
     cluster.kill(lost).await;
     cluster.start(lost).await;
     cluster.settled(SHARD).await;
