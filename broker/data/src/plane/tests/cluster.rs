@@ -103,6 +103,9 @@ impl Cluster {
                     .unwrap();
             }
         }
+        for shard in [1, 2] {
+            cluster.settled(ShardId(shard)).await;
+        }
         cluster
     }
 
