@@ -25,6 +25,7 @@ pub mod records;
 mod sealing;
 mod shard_data;
 mod slot;
+mod snapshot;
 mod types;
 
 pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
@@ -32,6 +33,6 @@ pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
 pub use plane::{DataOptions, DataPlane, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{
-    Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize, ProducerInfo,
-    Quarantined,
+    Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,
+    ProducerInfo, Quarantined,
 };

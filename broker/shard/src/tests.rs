@@ -272,6 +272,11 @@ async fn a_panic_while_applying_stops_the_shard_and_answers_nobody() {
     .await
     .unwrap()
     .unwrap();
+    let waited = tokio::time::timeout(Duration::from_secs(10), shard.wait_for_leadership());
+    assert!(
+        waited.await.unwrap().is_err(),
+        "there is nothing to wait for"
+    );
     assert!(
         matches!(shard.checkpoint().await, Err(CheckpointError::Stopped)),
         "half of a change must not become a checkpoint"

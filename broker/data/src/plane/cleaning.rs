@@ -190,7 +190,7 @@ impl DataPlane {
     }
 
     fn cleaner_shards(&self) -> Vec<Arc<ShardData>> {
-        self.shards
+        self.handles()
             .values()
             .map(|handle| Arc::clone(&handle.data))
             .collect()

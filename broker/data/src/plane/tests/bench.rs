@@ -19,6 +19,7 @@ use palisade_log::{
 use palisade_seal::{
     DekVersion, DirectoryProvider, FileKeys, KeyProvider, KeyRing, SealError, SecretKey,
 };
+use palisade_shard::{Formation, NoPeers};
 use parking_lot::Mutex;
 
 use crate::{
@@ -170,7 +171,7 @@ impl Bench {
         Arc::new(FileKeys::new(provider))
     }
 
-    fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
+    pub(super) fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
         if self.real_files {
             Arc::new(RealFs)
         } else {
@@ -178,7 +179,10 @@ impl Bench {
         }
     }
 
-    fn open_wal(&self, keys: &Arc<FileKeys>) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
+    pub(super) fn open_wal(
+        &self,
+        keys: &Arc<FileKeys>,
+    ) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
         let options = WalOptions {
             fs: self.fs(&self.wal_fs),
             file_bytes: self.wal_file_bytes,
@@ -207,7 +211,6 @@ impl Bench {
     pub(super) async fn try_start(&self, keys: Arc<FileKeys>) -> Result<Arc<DataPlane>, DataError> {
         let (wal, recovered) = self.open_wal(&keys);
         let options = DataOptions {
-            data_shards: 2,
             checkpoint_wal_bytes: self.checkpoint_wal_bytes,
             housekeeping: Duration::from_millis(100),
             fs: self.fs(&self.data_fs),
@@ -216,7 +219,11 @@ impl Bench {
             ..DataOptions::new(self.data_dir())
         };
         let catalog: Arc<dyn Catalog> = Arc::clone(&self.catalog) as _;
-        let plane = DataPlane::open(options, wal, recovered, keys, catalog).await?;
+        let plane =
+            DataPlane::open(options, wal, recovered, keys, catalog, Arc::new(NoPeers)).await?;
+        for shard in [1, 2] {
+            plane.host(ShardId(shard), Formation::Alone).await?;
+        }
         plane.ready().await;
         Ok(plane)
     }
@@ -236,8 +243,8 @@ impl Bench {
         if let Some(task) = plane.cleaner.lock().take() {
             task.abort();
         }
-        for handle in plane.shards.values() {
-            handle.shard.shutdown().await;
+        for handle in plane.handles().values() {
+            handle.stop().await;
         }
         drop(plane);
     }

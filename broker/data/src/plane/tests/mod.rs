@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bench;
+mod cluster;
 mod compaction;
 mod crashes;
 mod disk;
@@ -8,3 +9,4 @@ mod idempotence;
 mod lifecycle;
 mod produce_fetch;
 mod recovery_time;
+mod replicas;
