@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use palisade_log::{Offset, segment::Cleaned};
 use palisade_shard::LogPosition;
 
 use super::{
@@ -54,12 +55,13 @@ pub(crate) fn install(
         next.push((wanted, one));
         partitions.push(manifest);
     }
-    // From here on the new state counts.
-    data.store(&Manifest {
+    let manifest = Manifest {
         applied: Some((at.term, at.index)),
         partitions,
         offsets: incoming.description.offsets.clone(),
-    })?;
+    };
+    // From here on the new state counts.
+    data.store(&manifest)?;
     let wanted: HashSet<_> = next.iter().map(|(wanted, _)| wanted.key).collect();
     for slot in data.slots() {
         if !wanted.contains(&slot.key) {
@@ -71,6 +73,7 @@ pub(crate) fn install(
     for (wanted, one) in next {
         switch(data, wanted, one);
     }
+    data.saved(&manifest);
     *data.offsets.write() = std::mem::take(&mut incoming.offsets);
     // Everything was synced.
     data.backlogged.store(false, Ordering::Release);
@@ -93,6 +96,10 @@ fn prepare(
     let rolling = data
         .slot(wanted.key)
         .map_or_else(|| data.default_rolling(), |slot| slot.rolling());
+    log.set_cleaned(Cleaned {
+        until: Offset::ZERO,
+        tombstones: wanted.tombstones,
+    });
     log.sync(rolling, now_ms()).map_err(DataError::Log)?;
     let manifest = PartitionManifest {
         key: wanted.key,
@@ -166,9 +173,11 @@ fn extend(
         let from = here.log.end_offset();
         let batches = staged.log.read(from, COPY).map_err(DataError::Log)?;
         if batches.is_empty() {
-            return Err(malformed(&format!("the batch at offset {from} is lost")));
+            // Nothing but a hole is left, or it would have been missed before.
+            here.log.skip_to(wanted.end);
         }
         for (meta, payload) in batches {
+            here.log.skip_to(meta.base_offset);
             here.log
                 .append(meta, payload, rolling, now)
                 .map_err(DataError::Log)?;

@@ -9,7 +9,14 @@
 //! entry   kind u8, partition u32 (its place in the description), then
 //!         batch  0   base i64, last i64, epoch i32, latest timestamp i64, records u32, length u32, payload
 //!         gap    1   to i64: what lies before has expired at the sender meanwhile. The command that says so follows in the log.
+//!         hole   2   to i64: what lies before was compacted away
 //! ```
+//!
+//! # Compaction
+//!
+//! Every replica compacts by itself, so one is sent what its sender has left. A tombstone that the sender has removed was removed with everything that it
+//! deleted; a replica that ends before it may hold some of that, and is sent the partition from its start. When tombstones are removed while the partition is
+//! being sent, the transfer ends, and another begins.
 //!
 //! # Crash safety
 //!

@@ -104,6 +104,7 @@ impl DataIncoming {
             };
             match entry {
                 Entry::Gap(to) => part.skip(to, wanted.end)?,
+                Entry::Hole(to) => part.pass(&self.data, wanted, to)?,
                 Entry::Batch(meta, payload) => part.append(&self.data, wanted, meta, payload)?,
             }
         }
@@ -146,6 +147,7 @@ pub(super) fn continues(here: &Partition, wanted: &PartitionDescription) -> bool
     here.created == wanted.created
         && end >= wanted.start
         && end <= wanted.end
+        && end >= wanted.tombstones.min(wanted.end)
         && here.log.quarantined().is_empty()
 }
 
@@ -170,11 +172,14 @@ impl Part {
         meta: FrameMeta,
         payload: Bytes,
     ) -> Result<(), DataError> {
-        let records = i64::from(meta.record_count);
-        let next = meta.base_offset.checked_add(records);
+        let next = meta.last_offset.checked_add(1);
+        // Compaction leaves fewer records than offsets.
         let next = next.filter(|next| {
-            records > 0
-                && meta.last_offset.0.checked_add(1) == Some(next.0)
+            meta.base_offset <= meta.last_offset
+                && meta
+                    .base_offset
+                    .checked_add(i64::from(meta.record_count))
+                    .is_some_and(|filled| filled <= *next)
                 && *next > self.position
                 && *next <= wanted.end
         });
@@ -188,20 +193,45 @@ impl Part {
         let rolling: Rolling = data
             .slot(wanted.key)
             .map_or_else(|| data.default_rolling(), |slot| slot.rolling());
-        let staged = self.staged.get_or_insert_with(|| {
-            let (dir, log) = data.new_log(wanted.key, wanted.start, meta.base_offset);
-            Staged {
-                dir,
-                begin: meta.base_offset,
-                log,
-            }
-        });
-        match staged.log.append(meta, payload, rolling, now_ms()) {
+        match self.staged_at(data, wanted, meta.base_offset).log.append(
+            meta,
+            payload,
+            rolling,
+            now_ms(),
+        ) {
             Ok(Stored::OnDisk) => {}
             Ok(Stored::InMemory(error)) | Err(error) => return Err(DataError::Log(error)),
         }
         self.position = next;
         Ok(())
+    }
+
+    /// What lies before `to` was compacted away.
+    fn pass(
+        &mut self,
+        data: &ShardData,
+        wanted: &PartitionDescription,
+        to: Offset,
+    ) -> Result<(), DataError> {
+        if to <= self.position || to > wanted.end {
+            return Err(malformed("a hole leads nowhere"));
+        }
+        self.staged_at(data, wanted, self.position).log.skip_to(to);
+        self.position = to;
+        Ok(())
+    }
+
+    /// What is kept aside, begun at `begin` when nothing is yet.
+    fn staged_at(
+        &mut self,
+        data: &ShardData,
+        wanted: &PartitionDescription,
+        begin: Offset,
+    ) -> &Staged {
+        self.staged.get_or_insert_with(|| {
+            let (dir, log) = data.new_log(wanted.key, wanted.start, begin);
+            Staged { dir, begin, log }
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use palisade_log::Offset;
+use palisade_log::{Offset, segment::PartitionLog};
 use palisade_shard::{CheckpointError, LogPosition, Snapshot};
 
 use super::wire::{self, Description, PartitionDescription, malformed};
@@ -16,8 +16,17 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct DataSnapshot {
     description: Bytes,
-    /// In the order of the description, with their ends at that position. They go on growing.
-    partitions: Vec<(Arc<Partition>, Offset, Offset)>,
+    /// In the order of the description, as they were at that position. They go on growing.
+    partitions: Vec<Held>,
+}
+
+/// A partition as it was described.
+#[derive(Debug)]
+struct Held {
+    partition: Arc<Partition>,
+    start: Offset,
+    end: Offset,
+    tombstones: Offset,
 }
 
 /// Describes a shard. Nothing may be applied meanwhile.
@@ -33,6 +42,7 @@ pub(crate) fn describe(
             continue;
         };
         let (start, end) = (partition.log.start_offset(), partition.log.end_offset());
+        let tombstones = partition.log.cleaned().tombstones;
         let replicated = partition.replicated.lock().clone();
         partitions.push(PartitionDescription {
             key: slot.key,
@@ -40,10 +50,16 @@ pub(crate) fn describe(
             created: partition.created,
             start,
             end,
+            tombstones,
             producers: replicated.producers,
             epochs: replicated.epochs,
         });
-        held.push((partition, start, end));
+        held.push(Held {
+            partition,
+            start,
+            end,
+            tombstones,
+        });
     }
     let description = Description {
         applied: (at.term, at.index),
@@ -76,9 +92,8 @@ impl DataSnapshot {
         }
         let mut part = Vec::new();
         let (mut passed, mut cursor) = (0u64, cursor);
-        for (index, ((partition, start, end), from)) in
-            self.partitions.iter().zip(&from).enumerate()
-        {
+        for (index, (held, from)) in self.partitions.iter().zip(&from).enumerate() {
+            let Held { start, end, .. } = held;
             let index = u32::try_from(index).map_err(|_| malformed("too many partitions"))?;
             if from < start || from > end {
                 return Err(malformed("the receiver has what is not in it"));
@@ -92,7 +107,8 @@ impl DataSnapshot {
                     .ok()
                     .and_then(|done| from.checked_add(done))
                     .ok_or_else(|| malformed("its cursor lies outside of it"))?;
-                let next = read_onto(partition, index, at, *end, &mut part)?;
+                let next = read_onto(&held.partition, index, at, *end, &mut part)?;
+                held.check(at)?;
                 cursor = cursor.saturating_add(next.0.abs_diff(at.0));
             }
             if part.len() >= CHUNK {
@@ -102,6 +118,24 @@ impl DataSnapshot {
         }
         Ok((!part.is_empty()).then(|| (Bytes::from(part), cursor)))
     }
+}
+
+impl Held {
+    /// Whether what was sent before `at` and what was read from there on fit together, after it was read.
+    fn check(&self, at: Offset) -> Result<(), DataError> {
+        let tombstones = self.partition.log.cleaned().tombstones;
+        if at > self.start && tombstones > self.tombstones && tombstones > at {
+            return Err(malformed(
+                "tombstones were removed while it was sent; another one is needed",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Whether nothing is left from `from` to `to` because it was compacted.
+fn is_hole(log: &PartitionLog, from: Offset, to: Offset) -> bool {
+    from >= log.start_offset() && to <= log.cleaned().until
 }
 
 /// Puts batches from the one that holds `at` on, but none from `end` on, onto `part`. Returns the offset up to which everything is sent then, which is higher.
@@ -117,6 +151,10 @@ fn read_onto(
     let entries = log.read(at, left).map_err(DataError::Log)?;
     let mut next = at;
     for (meta, payload) in entries {
+        if meta.base_offset > next && next < end && is_hole(log, next, meta.base_offset) {
+            next = meta.base_offset.min(end);
+            wire::push_hole(part, index, next);
+        }
         if meta.base_offset >= end || meta.base_offset > next {
             break;
         }

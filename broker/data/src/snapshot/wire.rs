@@ -13,6 +13,7 @@ use crate::{command::Key, epochs::Epochs, producers::Producers, types::DataError
 const FORMAT: u8 = 1;
 const BATCH: u8 = 0;
 const GAP: u8 = 1;
+const HOLE: u8 = 2;
 
 /// The state of a shard at one position, without batches.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub(super) struct PartitionDescription {
     pub(super) created: u64,
     pub(super) start: Offset,
     pub(super) end: Offset,
+    /// Offset after the last tombstone that compaction removed: who ends before it needs all of the partition.
+    pub(super) tombstones: Offset,
     pub(super) producers: Producers,
     pub(super) epochs: Epochs,
 }
@@ -89,6 +92,8 @@ pub(super) enum Entry {
     Batch(FrameMeta, Bytes),
     /// What lies before this offset has expired.
     Gap(Offset),
+    /// What lies before this offset was compacted away.
+    Hole(Offset),
 }
 
 pub(super) fn push_batch(out: &mut Vec<u8>, partition: u32, meta: &FrameMeta, payload: &[u8]) {
@@ -115,6 +120,12 @@ pub(super) fn push_gap(out: &mut Vec<u8>, partition: u32, to: Offset) {
     out.extend_from_slice(&to.0.to_be_bytes());
 }
 
+pub(super) fn push_hole(out: &mut Vec<u8>, partition: u32, to: Offset) {
+    out.push(HOLE);
+    out.extend_from_slice(&partition.to_be_bytes());
+    out.extend_from_slice(&to.0.to_be_bytes());
+}
+
 /// Takes the next entry and its partition off `part`; `None` at its end.
 pub(super) fn next_entry(part: &mut Bytes) -> Result<Option<(usize, Entry)>, DataError> {
     if part.is_empty() {
@@ -123,9 +134,14 @@ pub(super) fn next_entry(part: &mut Bytes) -> Result<Option<(usize, Entry)>, Dat
     let cut = || malformed("a chunk ends within an entry");
     let [kind] = take(part).ok_or_else(cut)?;
     let partition = u32::from_be_bytes(take(part).ok_or_else(cut)?) as usize;
-    if kind == GAP {
+    if kind == GAP || kind == HOLE {
         let to = Offset(i64::from_be_bytes(take(part).ok_or_else(cut)?));
-        return Ok(Some((partition, Entry::Gap(to))));
+        let entry = if kind == GAP {
+            Entry::Gap(to)
+        } else {
+            Entry::Hole(to)
+        };
+        return Ok(Some((partition, entry)));
     }
     if kind != BATCH {
         return Err(malformed(&format!("entries of kind {kind} are unknown")));

@@ -72,6 +72,13 @@ impl PartitionLog {
             .collect()
     }
 
+    /// Goes on at `to`, for a log that is filled from another in which nothing is left between its end and there.
+    pub fn skip_to(&self, to: Offset) {
+        let _writer = self.writer.lock();
+        let mut inner = self.inner.write();
+        inner.end = inner.end.max(to);
+    }
+
     /// Lets the next append begin a new segment, so that the last one can be rewritten.
     pub fn close_active(&self) {
         let _writer = self.writer.lock();

@@ -49,6 +49,8 @@ pub struct PartitionLog {
     dir_changed: AtomicBool,
     /// Set before the directory goes.
     removed: AtomicBool,
+    /// Where it began, before anything was taken out of it.
+    begin: Offset,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +117,7 @@ impl PartitionLog {
         segments: Vec<Arc<Segment>>,
     ) -> Self {
         Self {
+            begin: segments.first().map_or(end, |segment| segment.base),
             around,
             writer: Mutex::default(),
             inner: RwLock::new(Inner {

@@ -315,7 +315,7 @@ impl Bench {
             );
             let older = records
                 .iter()
-                .find(|(_, found)| found.key.as_ref() == Some(key));
+                .find(|(at, found)| **at >= self.start && found.key.as_ref() == Some(key));
             assert!(
                 older.is_none(),
                 "what tombstone {offset} deleted is back: {older:?}"
@@ -323,7 +323,7 @@ impl Bench {
         }
         let until = self.log.cleaned().until.0;
         let mut seen = BTreeSet::new();
-        for (offset, found) in records.range(..until) {
+        for (offset, found) in records.range(self.start..until.max(self.start)) {
             let later = self
                 .appended
                 .range(offset + 1..until)

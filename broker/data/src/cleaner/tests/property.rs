@@ -125,7 +125,7 @@ fn apply(bench: &mut Bench, step: &Step, number: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_must_stay_stays_and_what_must_go_goes(steps in proptest::collection::vec(any_step(), 1..80)) {

@@ -166,7 +166,8 @@ async fn cleans_by_itself_while_records_come_and_are_read() {
     plane.checkpoint().await.unwrap();
     bench.kill(plane).await;
     let plane = bench.start().await;
-    assert_eq!(count(&plane, topic), 10);
+    // What was compacted after the last checkpoint is compacted again.
+    eventually("ten records are left", || count(&plane, topic) == 10).await;
     plane.shutdown().await;
 }
 

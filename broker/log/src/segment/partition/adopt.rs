@@ -21,7 +21,7 @@ impl PartitionLog {
             let inner = other.inner.read();
             (inner.end, inner.segments.clone())
         };
-        let begin = segments.first().map_or(end, |segment| segment.base);
+        let begin = other.begin;
         let (here, backlog) = {
             let inner = self.inner.read();
             (inner.end, inner.backlog.len())
