@@ -60,7 +60,6 @@ pub struct TopicSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "configurations")]
     #[x_kube(validation = ("self.all(key, key.matches('^[a-z][a-z0-9.]{0,99}$'))", "not a topic configuration: write Kafka's name in lower case with dots, such as retention.ms"))]
-    #[x_kube(validation = ("!('cleanup.policy' in self) || !self['cleanup.policy'].contains('compact')", "compaction is not available in this version: write cleanup.policy: delete, or leave it out"))]
     pub config: BTreeMap<String, String>,
     /// What deleting this object does: `Retain` keeps the topic and its data, `Delete` deletes both.
     #[serde(default)]

@@ -79,6 +79,21 @@ pub struct TopicSettings {
     pub retention_bytes: Option<u64>,
     /// `cleanup.policy` contains `delete`.
     pub delete: bool,
+    /// `cleanup.policy` contains `compact`.
+    pub compaction: Option<Compaction>,
+}
+
+/// How a topic is compacted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Compaction {
+    /// `delete.retention.ms`, ms.
+    pub delete_retention_ms: i64,
+    /// `min.cleanable.dirty.ratio`.
+    pub min_dirty_ratio: f64,
+    /// `min.compaction.lag.ms`, ms.
+    pub min_lag_ms: i64,
+    /// `max.compaction.lag.ms`, ms.
+    pub max_lag_ms: i64,
 }
 
 /// Unwrapped keys and parsed settings of a topic are kept for as long as the metadata does not change them.
@@ -178,6 +193,9 @@ fn settings(image: &Image, topic: &Topic) -> TopicSettings {
         .topic_config(topic, "segment.bytes")
         .is_some_and(|config| config.source != Source::Default);
     let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    let compaction = found.cleanup.compact.then(|| compaction(image, topic));
+    // A record that must be compacted by then must be in a closed segment by then.
+    let longest = compaction.map_or(i64::MAX, |compaction| compaction.max_lag_ms);
     TopicSettings {
         rules: Rules {
             max_batch_bytes: found.max_message_bytes,
@@ -192,10 +210,28 @@ fn settings(image: &Image, topic: &Topic) -> TopicSettings {
         },
         min_insync_replicas: found.min_insync_replicas,
         segment_bytes: configured.then_some(found.segment_bytes),
-        segment_age_ms: millis(found.segment_age),
+        segment_age_ms: millis(found.segment_age).min(longest),
         retention_ms: found.retention.map(millis),
         retention_bytes: found.retention_bytes,
         delete: found.cleanup.delete,
+        compaction,
+    }
+}
+
+fn compaction(image: &Image, topic: &Topic) -> Compaction {
+    let number = |name| {
+        image
+            .topic_config(topic, name)
+            .map_or(0, |found| found.as_i64())
+    };
+    let ratio = image
+        .topic_config(topic, "min.cleanable.dirty.ratio")
+        .and_then(|found| found.value.trim().parse().ok());
+    Compaction {
+        delete_retention_ms: number("delete.retention.ms"),
+        min_dirty_ratio: ratio.unwrap_or(0.5),
+        min_lag_ms: number("min.compaction.lag.ms"),
+        max_lag_ms: number("max.compaction.lag.ms"),
     }
 }
 

@@ -115,10 +115,30 @@ fn views_are_kept_until_the_topic_or_the_defaults_change() {
     cluster.apply(MetadataCommand::AlterConfigs {
         resource: ConfigResource::Topic(id),
         replace: false,
-        ops: vec![set("cleanup.policy", "compact")],
+        ops: vec![
+            set("cleanup.policy", "compact"),
+            set("delete.retention.ms", "1"),
+            set("min.cleanable.dirty.ratio", "0.25"),
+            set("min.compaction.lag.ms", "2"),
+            set("max.compaction.lag.ms", "3000"),
+        ],
     });
     let second = view(&cluster);
     assert!(second.settings.rules.keys_required && !second.settings.delete);
+    assert_eq!(
+        second.settings.compaction,
+        Some(Compaction {
+            delete_retention_ms: 1,
+            min_dirty_ratio: 0.25,
+            min_lag_ms: 2,
+            max_lag_ms: 3000,
+        })
+    );
+    assert_eq!(
+        second.settings.segment_age_ms, 3000,
+        "a segment is closed in time to be compacted"
+    );
+    assert_eq!(first.settings.compaction, None);
     cluster.apply(MetadataCommand::AlterConfigs {
         resource: ConfigResource::Brokers,
         replace: false,

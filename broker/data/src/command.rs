@@ -51,6 +51,8 @@ pub(crate) enum DataResponse {
         base_offset: Offset,
         log_start: Offset,
         duplicate: bool,
+        /// Index of this command.
+        index: u64,
     },
     /// A partition is there, its first offset was raised, ...
     Start(Offset),

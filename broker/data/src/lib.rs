@@ -14,6 +14,7 @@
 //! checkpoint syncs the segments and stores a manifest; what came after it is replayed from the write-ahead log.
 
 mod catalog;
+mod cleaner;
 mod command;
 mod epochs;
 mod machine;
@@ -24,12 +25,14 @@ pub mod records;
 mod sealing;
 mod shard_data;
 mod slot;
+mod snapshot;
 mod types;
 
-pub use catalog::{Catalog, ImageCatalog, TopicSettings, TopicView};
+pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
+pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
 pub use plane::{DataOptions, DataPlane, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{
-    Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize, ProducerInfo,
-    Quarantined,
+    Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,
+    ProducerInfo, Quarantined,
 };

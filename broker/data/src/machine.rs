@@ -1,7 +1,8 @@
 //! The state machine of a data shard: commands in, partitions, producers and offsets out.
 //!
-//! [`DataMachine::apply`] is deterministic: it looks at the command, its position and what was applied before, at no clock and no configuration. (How a
-//! partition's log is cut into files is each broker's own affair.)
+//! [`DataMachine::apply`] is deterministic: it looks at the command, its position and what was applied before, at no clock, no configuration and no disk. (How
+//! a partition's log is cut into files is each broker's own affair.) A refusal is a result like any other, the same on every replica. What this replica alone
+//! cannot do, such as reading a command that a newer version wrote, must not be answered with one: the shard then stops here.
 //!
 //! # Full disk
 //!
@@ -9,16 +10,19 @@
 //! backlogged: the data plane proposes no more appends until all of it is written, so what waits is bounded by what was in flight (after a restart on a full
 //! disk: by the write-ahead log, which holds it in memory at that moment anyway). No checkpoint happens meanwhile, so the write-ahead log keeps everything.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    panic::resume_unwind,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use palisade_coordinator::offsets::{OffsetCommand, OffsetStore};
 use palisade_log::{
     LeaderEpoch, LogError, Offset, TopicId,
-    segment::{FrameMeta, PartitionState, Stored},
+    segment::{FrameMeta, Stored},
 };
 use palisade_seal::PAYLOAD_OVERHEAD;
-use palisade_shard::{CheckpointError, Command, LogPosition, StateMachine};
+use palisade_shard::{CheckpointError, Command, Incoming, LogPosition, Snapshot, StateMachine};
 
 use crate::{
     command::{Append, DataCommand, DataResponse, Key, Refusal},
@@ -26,14 +30,17 @@ use crate::{
     producers::Verdict,
     shard_data::{ShardData, ShardSetup, dir_name, now_ms},
     slot::{Partition, Replicated, Slot},
+    snapshot::{self, DataIncoming},
     types::DataError,
 };
 
 /// Applies the commands of one data shard.
 #[derive(Debug)]
 pub(crate) struct DataMachine {
-    data: Arc<ShardData>,
-    applied: Option<LogPosition>,
+    pub(crate) data: Arc<ShardData>,
+    pub(crate) applied: Option<LogPosition>,
+    /// A snapshot was not installed to its end: what is in memory may be half of both, and must not become a checkpoint.
+    broken: bool,
 }
 
 impl DataMachine {
@@ -76,14 +83,10 @@ impl DataMachine {
         let data = Arc::new(ShardData::new(setup, offsets));
         let mut known = Vec::with_capacity(manifest.partitions.len());
         for partition in manifest.partitions {
-            known.push(dir_name(partition.key.0, partition.key.1));
-            let replicated = Replicated {
-                producers: partition.producers,
-                epochs: partition.epochs,
-            };
-            data.open_partition(partition.key, partition.seen, &partition.log, replicated)?;
+            known.push(dir_name(partition.key, partition.dir));
+            data.reopen_partition(partition)?;
         }
-        // Made after the checkpoint: the replay makes them again.
+        // Made after the checkpoint: the replay makes them again. Or received for a snapshot that was not installed.
         for name in names
             .iter()
             .filter(|name| !manifest::is_manifest(name) && !known.contains(name))
@@ -100,6 +103,7 @@ impl DataMachine {
             Self {
                 data: Arc::clone(&data),
                 applied,
+                broken: false,
             },
             data,
         ))
@@ -129,6 +133,7 @@ impl DataMachine {
                         base_offset,
                         log_start: partition.log.start_offset(),
                         duplicate: true,
+                        index: at.index,
                     });
                 }
                 Verdict::OldDuplicate => {
@@ -179,6 +184,7 @@ impl DataMachine {
             base_offset: append.base_offset,
             log_start: partition.log.start_offset(),
             duplicate: false,
+            index: at.index,
         })
     }
 
@@ -190,6 +196,10 @@ impl DataMachine {
         payload: Bytes,
     ) -> Result<(), Refusal> {
         let malformed = |reason: &str| Refusal::Malformed(reason.to_owned());
+        // Checked here: what a segment refuses looks like trouble with the disk.
+        if payload.len() < PAYLOAD_OVERHEAD {
+            return Err(malformed("the payload is no sealed batch"));
+        }
         let last = i64::from(append.record_count)
             .checked_sub(1)
             .filter(|last| *last >= 0);
@@ -217,20 +227,20 @@ impl DataMachine {
         Ok(())
     }
 
-    fn create_partition(&self, key: Key, seen: u64) -> Result<DataResponse, Refusal> {
-        let existing = self.data.slot(key).and_then(|slot| slot.partition());
-        if existing.is_none() {
-            let opened = self.data.open_partition(
-                key,
-                seen,
-                &PartitionState::default(),
-                Replicated::default(),
-            );
-            opened.map_err(|error| Refusal::Malformed(error.to_string()))?;
+    fn create_partition(&self, at: LogPosition, key: Key, seen: u64) -> DataResponse {
+        let slot = self.data.slot_or_new(key);
+        if let Some(existing) = slot.partition() {
+            return DataResponse::Start(existing.log.start_offset());
         }
-        Ok(DataResponse::Start(
-            existing.map_or(Offset::ZERO, |partition| partition.log.start_offset()),
-        ))
+        let begin = (Offset::ZERO, Offset::ZERO);
+        slot.set_partition(self.data.new_partition(
+            key,
+            seen,
+            at.index,
+            begin,
+            Replicated::default(),
+        ));
+        DataResponse::Start(Offset::ZERO)
     }
 
     fn advance_start(&self, key: Key, offset: Offset) -> Result<DataResponse, Refusal> {
@@ -272,12 +282,21 @@ impl DataMachine {
         DataResponse::Count(0)
     }
 
-    fn apply_offsets(&self, bytes: &[u8]) -> Result<DataResponse, Refusal> {
-        let command =
-            OffsetCommand::decode(bytes).map_err(|error| Refusal::Malformed(error.to_string()))?;
-        Ok(DataResponse::Count(
-            self.data.offsets.write().apply(command),
-        ))
+    fn apply_offsets(&self, at: LogPosition, bytes: &[u8]) -> DataResponse {
+        match OffsetCommand::decode(bytes) {
+            Ok(command) => DataResponse::Count(self.data.offsets.write().apply(command)),
+            Err(error) => self.give_up(at, &error.to_string()),
+        }
+    }
+
+    /// Ends the shard on this broker: going on would make its state another than the other replicas'. The shard hands on no result of an apply that unwinds.
+    fn give_up(&self, at: LogPosition, reason: &str) -> ! {
+        let reason = format!(
+            "shard {}: entry {} cannot be read: {reason}; run a version of the broker that can",
+            self.data.id, at.index
+        );
+        tracing::error!("{reason}");
+        resume_unwind(Box::new(reason))
     }
 
     fn dispatch(
@@ -288,11 +307,11 @@ impl DataMachine {
     ) -> Result<DataResponse, Refusal> {
         match command {
             DataCommand::Append(append) => self.append(at, &append, payload),
-            DataCommand::CreatePartition { key, seen } => self.create_partition(key, seen),
+            DataCommand::CreatePartition { key, seen } => Ok(self.create_partition(at, key, seen)),
             DataCommand::AdvanceStart { key, offset } => self.advance_start(key, offset),
             DataCommand::DropTopic { topic } => Ok(self.drop_topic(topic)),
             DataCommand::ExpireProducers { before } => Ok(self.expire_producers(before)),
-            DataCommand::Offsets(bytes) => self.apply_offsets(&bytes),
+            DataCommand::Offsets(bytes) => Ok(self.apply_offsets(at, &bytes)),
         }
     }
 
@@ -312,6 +331,8 @@ impl DataMachine {
             partitions.push(PartitionManifest {
                 key: slot.key,
                 seen: partition.seen,
+                created: partition.created,
+                dir: partition.dir,
                 log: partition.log.state(),
                 producers: replicated.producers.clone(),
                 epochs: replicated.epochs.clone(),
@@ -323,14 +344,8 @@ impl DataMachine {
             partitions,
             offsets: encode_offsets(&self.data.offsets.read())?,
         };
-        manifest::store(
-            self.data.fs.as_ref(),
-            &self.data.keys,
-            &self.data.dir,
-            self.data.id,
-            &manifest,
-        )
-        .map_err(DataError::Log)?;
+        self.data.store(&manifest)?;
+        self.data.saved(&manifest);
         for slot in self.data.slots() {
             if let Some(partition) = slot.partition() {
                 partition.log.close_idle();
@@ -347,10 +362,12 @@ impl StateMachine for DataMachine {
         self.applied = Some(at);
         self.data
             .applied_bytes((command.meta.len() + command.payload.len()) as u64);
-        DataCommand::decode(&command.meta)
-            .map_err(Refusal::Malformed)
-            .and_then(|decoded| self.dispatch(at, decoded, command.payload))
-            .unwrap_or_else(DataResponse::Refused)
+        match DataCommand::decode(&command.meta) {
+            Ok(decoded) => self
+                .dispatch(at, decoded, command.payload)
+                .unwrap_or_else(DataResponse::Refused),
+            Err(reason) => self.give_up(at, &reason),
+        }
     }
 
     fn blank(&mut self, at: LogPosition) {
@@ -364,14 +381,52 @@ impl StateMachine for DataMachine {
     }
 
     fn checkpoint(&mut self) -> Result<LogPosition, CheckpointError> {
+        if self.broken {
+            return Err(CheckpointError::Stopped);
+        }
         let at = self
             .applied
             .ok_or_else(|| CheckpointError::Write("nothing was applied yet".to_owned()))?;
-        self.save(at)
-            .map_err(|error| CheckpointError::Write(error.to_string()))?;
+        self.save(at).map_err(unwritten)?;
         self.data.unsaved.store(0, Ordering::Relaxed);
         Ok(at)
     }
+
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>, CheckpointError> {
+        if self.broken {
+            return Err(CheckpointError::Stopped);
+        }
+        snapshot::describe(&self.data, self.applied)
+            .map(|snapshot| Arc::new(snapshot) as Arc<dyn Snapshot>)
+            .map_err(unwritten)
+    }
+
+    fn receive(&self, description: Bytes) -> Result<(Box<dyn Incoming>, Bytes), CheckpointError> {
+        let (incoming, have) =
+            DataIncoming::begin(&self.data, self.applied, &description).map_err(unwritten)?;
+        Ok((Box::new(incoming), have))
+    }
+
+    fn install(
+        &mut self,
+        at: LogPosition,
+        incoming: Box<dyn Incoming>,
+    ) -> Result<(), CheckpointError> {
+        let incoming = incoming.into_any().downcast::<DataIncoming>();
+        let incoming = incoming.map_err(|_| {
+            CheckpointError::Write("a snapshot of something else was received".to_owned())
+        })?;
+        self.broken = true;
+        snapshot::install(&self.data, at, *incoming).map_err(unwritten)?;
+        self.broken = false;
+        self.applied = Some(at);
+        self.data.unsaved.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn unwritten(error: impl std::fmt::Display) -> CheckpointError {
+    CheckpointError::Write(error.to_string())
 }
 
 /// The leader epoch that clients see for a term.
@@ -379,7 +434,7 @@ pub(crate) fn epoch_of(term: u64) -> LeaderEpoch {
     LeaderEpoch(i32::try_from(term).unwrap_or(i32::MAX))
 }
 
-fn encode_offsets(offsets: &OffsetStore) -> Result<Vec<u8>, DataError> {
+pub(crate) fn encode_offsets(offsets: &OffsetStore) -> Result<Vec<u8>, DataError> {
     offsets
         .encode()
         .map_err(|error| DataError::Command(error.to_string()))

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::{command::Key, epochs::Epochs, producers::Producers};
 
 const KIND: FileKind = FileKind(*b"PALIMAN1");
-const FORMAT: u8 = 1;
+/// 2: partitions know when they were made, and have numbered directories.
+const FORMAT: u8 = 2;
 /// Far above what partitions, producers and offsets of one shard come to.
 const LIMITS: FrameLimits = FrameLimits {
     meta: 1 << 30,
@@ -43,6 +44,10 @@ pub(crate) struct Manifest {
 pub(crate) struct PartitionManifest {
     pub(crate) key: Key,
     pub(crate) seen: u64,
+    /// Index of the command that made it.
+    pub(crate) created: u64,
+    /// Number of its directory on this broker.
+    pub(crate) dir: u64,
     pub(crate) log: PartitionState,
     pub(crate) producers: Producers,
     pub(crate) epochs: Epochs,
@@ -122,7 +127,7 @@ pub(crate) fn load(
             .map_err(|error| corrupt(at as u64, error.to_string())),
         Some((format, _)) => Err(corrupt(
             at as u64,
-            format!("format {format} was written by a newer version of the broker"),
+            format!("format {format} was written by another version of the broker"),
         )),
         None => Err(corrupt(at as u64, "it is empty".to_owned())),
     }

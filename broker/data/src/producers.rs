@@ -152,6 +152,13 @@ impl Producers {
             .any(|producer| producer.appended_at < before)
     }
 
+    /// Base offsets of the last batch of each: compaction leaves these batches, empty if need be.
+    pub(crate) fn last_batches(&self) -> impl Iterator<Item = Offset> {
+        self.0
+            .values()
+            .filter_map(|producer| producer.batches.back().map(|(_, _, offset)| *offset))
+    }
+
     pub(crate) fn list(&self) -> Vec<ProducerInfo> {
         let info = |(id, producer): (&i64, &Producer)| ProducerInfo {
             producer_id: *id,

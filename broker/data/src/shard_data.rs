@@ -12,9 +12,9 @@ use std::{
 
 use palisade_coordinator::offsets::OffsetStore;
 use palisade_log::{
-    LogError, PartitionIndex, ShardId, TopicId,
+    LogError, Offset, ShardId, TopicId,
     fs::FileSystem,
-    segment::{PartitionLog, PartitionPlace, PartitionState, Rolling},
+    segment::{PartitionLog, PartitionPlace, Rolling},
 };
 use palisade_seal::FileKeys;
 use parking_lot::RwLock;
@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use crate::{
     catalog::TopicSettings,
     command::Key,
+    manifest::{self, Manifest, PartitionManifest},
     slot::{Partition, Replicated, Slot},
     types::DataError,
 };
@@ -43,6 +44,8 @@ pub(crate) struct ShardData {
     /// Some batch waits in memory, because the disk is full or fails.
     pub(crate) backlogged: AtomicBool,
     default_segment_bytes: u64,
+    /// Number of the next directory of a partition: none is used twice, so that a partition never meets the files of another.
+    next_dir: AtomicU64,
     slots: RwLock<HashMap<Key, Arc<Slot>>>,
 }
 
@@ -71,6 +74,7 @@ impl ShardData {
             checkpoint_bytes: setup.checkpoint_bytes,
             backlogged: AtomicBool::new(false),
             default_segment_bytes: setup.segment_bytes,
+            next_dir: AtomicU64::new(0),
             slots: RwLock::default(),
         }
     }
@@ -85,15 +89,19 @@ impl ShardData {
             return slot;
         }
         let mut slots = self.slots.write();
-        Arc::clone(slots.entry(key).or_insert_with(|| {
-            Arc::new(Slot::new(
-                key,
-                Rolling {
-                    bytes: self.default_segment_bytes,
-                    age_ms: i64::MAX,
-                },
-            ))
-        }))
+        Arc::clone(
+            slots
+                .entry(key)
+                .or_insert_with(|| Arc::new(Slot::new(key, self.default_rolling()))),
+        )
+    }
+
+    /// When segments are rolled as long as nobody has looked at the topic's settings.
+    pub(crate) fn default_rolling(&self) -> Rolling {
+        Rolling {
+            bytes: self.default_segment_bytes,
+            age_ms: i64::MAX,
+        }
     }
 
     pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
@@ -107,6 +115,18 @@ impl ShardData {
             .extract_if(|(id, _), _| *id == topic)
             .map(|(_, slot)| slot)
             .collect()
+    }
+
+    /// Takes the slot of a partition out.
+    pub(crate) fn remove_slot(&self, key: Key) {
+        self.slots.write().remove(&key);
+    }
+
+    /// Wakes everybody who waits for records of any partition.
+    pub(crate) fn wake_all(&self) {
+        for slot in self.slots() {
+            slot.waiters.wake();
+        }
     }
 
     /// Takes out the slots that never got a partition, unless their topic is `known`.
@@ -124,28 +144,75 @@ impl ShardData {
         }
     }
 
-    /// Makes or takes back a partition.
-    pub(crate) fn open_partition(
+    /// A partition without records. Touches no disk, so that it cannot fail on one replica and not on another.
+    pub(crate) fn new_partition(
         &self,
         key: Key,
         seen: u64,
-        state: &PartitionState,
+        created: u64,
+        ends: (Offset, Offset),
         replicated: Replicated,
-    ) -> Result<(), DataError> {
-        let (topic, partition) = key;
-        let place = PartitionPlace {
-            dir: self.dir.join(dir_name(topic, partition)),
-            topic,
-            partition,
-        };
-        let log = PartitionLog::open(place, state, Arc::clone(&self.fs), Arc::clone(&self.keys))
-            .map_err(DataError::Log)?;
-        self.slot_or_new(key).set_partition(Partition {
+    ) -> Partition {
+        let (dir, log) = self.new_log(key, ends.0, ends.1);
+        Partition {
             seen,
+            created,
+            dir,
+            log,
+            replicated: replicated.into(),
+        }
+    }
+
+    /// A log in a directory of its own, with the directory's number.
+    pub(crate) fn new_log(&self, key: Key, start: Offset, end: Offset) -> (u64, PartitionLog) {
+        let dir = self.next_dir.fetch_add(1, Ordering::Relaxed);
+        let log = PartitionLog::empty(
+            self.place(key, dir),
+            start,
+            end,
+            Arc::clone(&self.fs),
+            Arc::clone(&self.keys),
+        );
+        (dir, log)
+    }
+
+    /// Takes a partition back.
+    pub(crate) fn reopen_partition(&self, manifest: PartitionManifest) -> Result<(), DataError> {
+        let log = PartitionLog::open(
+            self.place(manifest.key, manifest.dir),
+            &manifest.log,
+            Arc::clone(&self.fs),
+            Arc::clone(&self.keys),
+        )
+        .map_err(DataError::Log)?;
+        self.next_dir
+            .fetch_max(manifest.dir.saturating_add(1), Ordering::Relaxed);
+        let replicated = Replicated {
+            producers: manifest.producers,
+            epochs: manifest.epochs,
+        };
+        self.slot_or_new(manifest.key).set_partition(Partition {
+            seen: manifest.seen,
+            created: manifest.created,
+            dir: manifest.dir,
             log,
             replicated: replicated.into(),
         });
         Ok(())
+    }
+
+    fn place(&self, key: Key, dir: u64) -> PartitionPlace {
+        PartitionPlace {
+            dir: self.dir.join(dir_name(key, dir)),
+            topic: key.0,
+            partition: key.1,
+        }
+    }
+
+    /// Replaces the shard's manifest; durable when this returns.
+    pub(crate) fn store(&self, manifest: &Manifest) -> Result<(), DataError> {
+        manifest::store(self.fs.as_ref(), &self.keys, &self.dir, self.id, manifest)
+            .map_err(DataError::Log)
     }
 
     /// Counts what a restart would replay.
@@ -165,6 +232,15 @@ impl ShardData {
             }
         }
         Ok(())
+    }
+
+    /// Says that a manifest is durable: what it does not need any more goes.
+    pub(crate) fn saved(&self, manifest: &crate::manifest::Manifest) {
+        for saved in &manifest.partitions {
+            if let Some(partition) = self.slot(saved.key).and_then(|slot| slot.partition()) {
+                partition.log.saved(&saved.log);
+            }
+        }
     }
 
     /// Tries to write what waits in memory. True when nothing waits any more.
@@ -194,8 +270,8 @@ impl ShardData {
 }
 
 /// Name of a partition's directory.
-pub(crate) fn dir_name(topic: TopicId, partition: PartitionIndex) -> String {
-    format!("{topic}-{partition}")
+pub(crate) fn dir_name((topic, partition): Key, dir: u64) -> String {
+    format!("{topic}-{partition}.{dir}")
 }
 
 /// The broker's clock in ms since 1970.

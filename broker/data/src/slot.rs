@@ -45,8 +45,9 @@ impl Slot {
         self.partition.read().clone()
     }
 
-    pub(crate) fn set_partition(&self, partition: Partition) {
-        *self.partition.write() = Some(Arc::new(partition));
+    /// Returns what was in its place.
+    pub(crate) fn set_partition(&self, partition: Partition) -> Option<Arc<Partition>> {
+        self.partition.write().replace(Arc::new(partition))
     }
 
     /// When a segment is rolled, as the topic says at the moment.
@@ -64,12 +65,16 @@ impl Slot {
 pub(crate) struct Partition {
     /// Version of the metadata in which its topic was seen: older metadata cannot say that the topic is gone.
     pub(crate) seen: u64,
+    /// Index of the command that made it: tells it from one that was dropped, and made again under the same key.
+    pub(crate) created: u64,
+    /// Number of its directory on this broker.
+    pub(crate) dir: u64,
     pub(crate) log: PartitionLog,
     pub(crate) replicated: Mutex<Replicated>,
 }
 
 /// State that every replica has alike.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Replicated {
     pub(crate) producers: Producers,
     pub(crate) epochs: Epochs,

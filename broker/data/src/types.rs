@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use palisade_log::{LeaderEpoch, LogError, Offset, PartitionIndex, TopicId};
 use palisade_seal::SealError;
-use palisade_shard::ProposeError;
+use palisade_shard::{MembersError, ProposeError};
 use thiserror::Error;
 
 use crate::records::RecordError;
@@ -19,6 +19,15 @@ pub enum Acks {
     Leader,
     /// All replicas in sync, which must be `min.insync.replicas` at least.
     All,
+}
+
+/// Which replica answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The leader only.
+    Leader,
+    /// Any: what it has applied, which may be less than the leader has (KIP-392).
+    Replica,
 }
 
 /// Which records a consumer may see.
@@ -193,6 +202,19 @@ pub enum DataError {
         /// High watermark.
         end: Offset,
     },
+    /// The offset may be in the log, but this replica has not applied it yet.
+    #[error(
+        "offset {offset} is not here yet, this replica has applied up to {end}; retry, or ask the leader"
+    )]
+    OffsetNotAvailable {
+        /// The offset asked for.
+        offset: Offset,
+        /// Offset after the last one that is here.
+        end: Offset,
+    },
+    /// The replicas of a shard, or its leader, were not changed.
+    #[error(transparent)]
+    Members(#[from] MembersError),
     /// No space is left: nothing is appended until there is some again.
     #[error("the disk is full; records can be read, none can be appended until space is freed")]
     DiskFull,

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,6 +31,10 @@ struct State {
     fail_syncs: bool,
     fail_writes: bool,
     syncs: u64,
+    /// Changes of the disk that still succeed; `None` is no limit.
+    steps: Option<u64>,
+    /// Files that were created since their directory was synced last.
+    created: Vec<PathBuf>,
     /// What was overwritten since the last sync of each file, in order.
     unsynced: Vec<Unsynced>,
 }
@@ -63,6 +67,12 @@ impl FaultFs {
         self.state.lock().fail_writes = fail;
     }
 
+    /// Lets that many more changes of the disk succeed (each write, sync, creation, renaming and removal is one); after them everything fails, until
+    /// [`FaultFs::crash`].
+    pub fn set_steps(&self, steps: Option<u64>) {
+        self.state.lock().steps = steps;
+    }
+
     /// How often a file was synced.
     #[must_use]
     pub fn syncs(&self) -> u64 {
@@ -76,6 +86,7 @@ impl FaultFs {
     pub fn crash(&self, mut keep: impl FnMut() -> bool) -> io::Result<()> {
         let mut state = self.state.lock();
         self.life.fetch_add(1, Ordering::SeqCst);
+        state.steps = None;
         for write in std::mem::take(&mut state.unsynced).into_iter().rev() {
             for (position, sector) in (write.position..)
                 .step_by(SECTOR)
@@ -83,6 +94,14 @@ impl FaultFs {
             {
                 if !keep() {
                     write.file.write_all_at(sector, position)?;
+                }
+            }
+        }
+        for path in std::mem::take(&mut state.created) {
+            if !keep() {
+                match RealFs.remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
                 }
             }
         }
@@ -98,9 +117,25 @@ impl FaultFs {
     }
 }
 
+impl State {
+    fn step(&mut self) -> io::Result<()> {
+        if let Some(steps) = &mut self.steps {
+            *steps = steps
+                .checked_sub(1)
+                .ok_or_else(|| io::Error::other("no more steps"))?;
+        }
+        Ok(())
+    }
+}
+
 impl FileSystem for FaultFs {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        RealFs.create(path).map(|file| self.wrap(file))
+        let mut state = self.state.lock();
+        state.step()?;
+        let file = RealFs.create(path)?;
+        state.created.push(path.to_path_buf());
+        drop(state);
+        Ok(self.wrap(file))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
@@ -108,10 +143,15 @@ impl FileSystem for FaultFs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        RealFs.rename(from, to)
+        let mut state = self.state.lock();
+        state.step()?;
+        RealFs.rename(from, to)?;
+        state.created.retain(|created| created != from);
+        Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.state.lock().step()?;
         RealFs.remove_file(path)
     }
 
@@ -128,7 +168,13 @@ impl FileSystem for FaultFs {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        RealFs.sync_dir(path)
+        let mut state = self.state.lock();
+        state.step()?;
+        RealFs.sync_dir(path)?;
+        state
+            .created
+            .retain(|created| created.parent() != Some(path));
+        Ok(())
     }
 }
 
@@ -168,6 +214,7 @@ impl LogFile for FaultFile {
     fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
         let mut state = self.fs.state.lock();
         self.alive()?;
+        state.step()?;
         self.grow(&mut state, position.saturating_add(bytes.len() as u64))?;
         let mut before = vec![0; bytes.len()];
         // What was beyond the end reads as zeros after a crash, as on a file system that had reserved it.
@@ -188,6 +235,7 @@ impl LogFile for FaultFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.fs.state.lock();
         self.alive()?;
+        state.step()?;
         if state.fail_syncs {
             return Err(io::Error::other("injected sync error"));
         }

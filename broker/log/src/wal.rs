@@ -29,7 +29,8 @@
 //! ```
 //!
 //! Batches are numbered without gaps across all files. The first batch of a file repeats what must outlive older files:
-//! how far each shard was released, and the newest record of each sticky kind.
+//! how far each shard was released, and the newest record of each sticky kind. Of a shard that is forgotten nothing is repeated, and what lies before the record
+//! that says so does not count; since files leave in their order, that record is there for as long as anything before it.
 //!
 //! # Recovery
 //!
@@ -93,6 +94,8 @@ impl WalRecord {
 
     /// Taken by the log itself: how far a shard was released.
     const RELEASED: u8 = 0xff;
+    /// Taken by the log itself: everything of the shard before this record is gone.
+    const FORGOTTEN: u8 = 0xfe;
 
     fn is_sticky(&self) -> bool {
         self.kind >= Self::STICKY
@@ -340,8 +343,10 @@ impl Wal {
             });
         }
         group.records.iter().find_map(|record| {
-            if record.kind == WalRecord::RELEASED {
-                return Some(WalError::Invalid("the record kind 255 is the log's own"));
+            if record.kind >= WalRecord::FORGOTTEN {
+                return Some(WalError::Invalid(
+                    "the record kinds 254 and 255 are the log's own",
+                ));
             }
             (record.is_sticky() && !record.payload.is_empty())
                 .then_some(WalError::Invalid("a sticky record has no payload"))
@@ -352,6 +357,27 @@ impl Wal {
     /// return them, and files in which nothing is needed are used again.
     pub fn release(&self, shard: ShardId, through: u64) {
         self.queue.release(shard, through);
+    }
+
+    /// Gives up everything of `shard`, also its sticky records and how far it was released: afterwards it is as if there had never been any, so that a replica
+    /// that comes back under its number begins anew. `done` is called as by [`Wal::append_waiting`], once this is durable. Nothing of the shard may be on its way
+    /// to the log any more.
+    pub fn forget(&self, shard: ShardId, done: impl FnOnce(Result<(), WalError>) + Send + 'static) {
+        let mark = WalRecord {
+            shard,
+            kind: WalRecord::FORGOTTEN,
+            index: 0,
+            meta: Vec::new(),
+            payload: Bytes::new(),
+        };
+        self.queue.forget(
+            shard,
+            Group {
+                records: vec![mark],
+                done: Box::new(done),
+                waits: true,
+            },
+        );
     }
 
     /// Whether there is no space for a further file. Appends still succeed while the present file has room, which is to

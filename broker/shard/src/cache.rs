@@ -1,16 +1,23 @@
-//! The shard's log in memory: entries that are not applied yet, and the few log ids that Raft asks for.
+//! The shard's log in memory: entries that are not applied yet, a tail of those that are, and the few log ids that Raft asks for.
 
 use std::collections::VecDeque;
 
 use crate::raft_types::{Entry, LogId};
 
+/// What an entry takes in memory beyond its command, about.
+const ENTRY_BYTES: usize = 128;
+
 /// Entries from `first` on, without gaps.
 ///
-/// Entries are dropped once applied: with one voter nobody reads them again. The write-ahead log has them until they are released.
+/// Applied entries stay until they are dropped, because replicas that are behind need them. The write-ahead log has them until they are released.
 #[derive(Debug, Default)]
 pub(crate) struct EntryCache {
     entries: VecDeque<Entry>,
     last: Option<LogId>,
+    /// Index of the first entry that is not applied.
+    next_to_apply: u64,
+    /// Size of the applied entries that are here.
+    applied_bytes: usize,
 }
 
 impl EntryCache {
@@ -19,9 +26,16 @@ impl EntryCache {
         self.last
     }
 
+    /// Size of the applied entries that are here.
+    pub(crate) fn applied_bytes(&self) -> usize {
+        self.applied_bytes
+    }
+
     /// Sets where an empty log ends.
     pub(crate) fn begin_after(&mut self, purged: LogId) {
         self.entries.clear();
+        self.applied_bytes = 0;
+        self.next_to_apply = self.next_to_apply.max(purged.index.saturating_add(1));
         self.last = Some(purged);
     }
 
@@ -49,15 +63,49 @@ impl EntryCache {
         self.last = keep;
     }
 
-    /// Drops entries up to `index`, which are applied or purged.
+    /// Drops entries up to `index`, which are applied or covered by a snapshot.
     pub(crate) fn drop_through(&mut self, index: u64) {
-        while self
+        while let Some(entry) = self
             .entries
-            .front()
-            .is_some_and(|entry| entry.log_id.index <= index)
+            .pop_front_if(|entry| entry.log_id.index <= index)
         {
-            self.entries.pop_front();
+            if entry.log_id.index < self.next_to_apply {
+                self.applied_bytes = self.applied_bytes.saturating_sub(size(&entry));
+            }
         }
+        self.next_to_apply = self.next_to_apply.max(index.saturating_add(1));
+    }
+
+    /// Notes that the entries up to `index` were applied.
+    pub(crate) fn applied(&mut self, index: u64) {
+        let end = index.saturating_add(1);
+        if end <= self.next_to_apply {
+            return;
+        }
+        let first = self.entries.front().map_or(0, |entry| entry.log_id.index);
+        let skip = self.next_to_apply.saturating_sub(first);
+        let added = self
+            .entries
+            .iter()
+            .skip(usize::try_from(skip).unwrap_or(usize::MAX))
+            .take_while(|entry| entry.log_id.index < end)
+            .fold(0_usize, |sum, entry| sum.saturating_add(size(entry)));
+        self.applied_bytes = self.applied_bytes.saturating_add(added);
+        self.next_to_apply = end;
+    }
+
+    /// The index through which applied entries are to be dropped so that at most `keep_bytes` of them stay; `None`: there is nothing to drop.
+    pub(crate) fn surplus(&self, keep_bytes: usize) -> Option<u64> {
+        let mut left = self.applied_bytes;
+        let mut through = None;
+        for entry in &self.entries {
+            if left <= keep_bytes || entry.log_id.index >= self.next_to_apply {
+                break;
+            }
+            left = left.saturating_sub(size(entry));
+            through = Some(entry.log_id.index);
+        }
+        through
     }
 
     /// Entries from `start` up to but not including `end`, of at most `max_bytes` (but at least one). `Err` with the index that is not in memory any more.
@@ -75,8 +123,7 @@ impl EntryCache {
         let mut bytes = 0_usize;
         Ok(self
             .entries
-            .iter()
-            .skip(skip)
+            .range(skip.min(self.entries.len())..)
             .take(count)
             .enumerate()
             .take_while(|(position, entry)| {
@@ -86,12 +133,24 @@ impl EntryCache {
             .map(|(_, entry)| entry.clone())
             .collect())
     }
+
+    /// The log id at `index`.
+    pub(crate) fn log_id(&self, index: u64) -> Option<LogId> {
+        let first = self.entries.front()?.log_id.index;
+        let place = usize::try_from(index.checked_sub(first)?).ok()?;
+        self.entries.get(place).map(|entry| entry.log_id)
+    }
+
+    /// Entries from the newest to the oldest.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().rev()
+    }
 }
 
 fn size(entry: &Entry) -> usize {
     match &entry.payload {
-        openraft::EntryPayload::Normal(command) => command.len(),
-        _ => 0,
+        openraft::EntryPayload::Normal(command) => command.len().saturating_add(ENTRY_BYTES),
+        _ => ENTRY_BYTES,
     }
 }
 
@@ -129,7 +188,7 @@ mod tests {
         assert_eq!(indexes(&cache, 6, 8, 1000), [6, 7]);
         assert_eq!(indexes(&cache, 8, 100, 1000), [8, 9]);
         assert_eq!(indexes(&cache, 10, 100, 1000), [0; 0]);
-        assert_eq!(indexes(&cache, 5, 10, 25), [5, 6]);
+        assert_eq!(indexes(&cache, 5, 10, 2 * (10 + ENTRY_BYTES) + 5), [5, 6]);
         assert_eq!(
             indexes(&cache, 5, 10, 1),
             [5],
@@ -159,5 +218,35 @@ mod tests {
         assert_eq!(cache.last(), Some(log_id(2, 7)));
         cache.truncate_after(Some(log_id(1, 5)));
         assert_eq!(indexes(&cache, 5, 100, 1000), [5]);
+    }
+
+    #[test]
+    fn the_tail_of_applied_entries_is_measured_and_trimmed() {
+        let each = 10 + ENTRY_BYTES;
+        let mut cache = filled(5..15);
+        assert_eq!(cache.surplus(0), None, "nothing is applied");
+        cache.applied(9);
+        assert_eq!(cache.applied_bytes(), 5 * each);
+        assert_eq!(cache.surplus(5 * each), None);
+        assert_eq!(cache.surplus(2 * each), Some(7));
+        assert_eq!(
+            cache.surplus(2 * each + 1),
+            Some(7),
+            "at most that much stays"
+        );
+        assert_eq!(cache.surplus(0), Some(9), "what is not applied stays");
+        cache.drop_through(7);
+        assert_eq!(cache.applied_bytes(), 2 * each);
+        cache.applied(12);
+        cache.applied(11);
+        assert_eq!(cache.applied_bytes(), 5 * each);
+        cache.begin_after(log_id(2, 40));
+        assert_eq!((cache.applied_bytes(), cache.surplus(0)), (0, None));
+        cache.append(Entry {
+            log_id: log_id(2, 41),
+            payload: EntryPayload::Blank,
+        });
+        cache.applied(41);
+        assert_eq!(cache.applied_bytes(), ENTRY_BYTES);
     }
 }

@@ -3,9 +3,12 @@
 //! ```text
 //! kind ENTRY      meta: version u8 = 1, term u64, variant u8 (0 blank, 1 command, 2 membership), rest
 //!                 rest of a command: its meta; its payload is the record's. Rest of a membership: postcard.
+//! kind CUT        meta: postcard of the index that is the last one left, or none. The record's own index is the last that was cut off, so it is released
+//!                 together with the last of the entries that are void because of it.
 //! kind VOTE       meta: postcard of VoteRecord        sticky
 //! kind PURGED     meta: postcard of PurgedRecord      sticky
 //! kind COMMITTED  meta: postcard of (term, index)     sticky
+//! kind INSTALLING meta: postcard of PurgedRecord      sticky: a snapshot's place, written before the state machine is replaced by it
 //! ```
 
 use std::collections::BTreeSet;
@@ -21,9 +24,11 @@ use crate::{
 };
 
 pub(crate) const ENTRY: u8 = 1;
+pub(crate) const CUT: u8 = 2;
 pub(crate) const VOTE: u8 = WalRecord::STICKY;
 pub(crate) const PURGED: u8 = WalRecord::STICKY + 1;
 pub(crate) const COMMITTED: u8 = WalRecord::STICKY + 2;
+pub(crate) const INSTALLING: u8 = WalRecord::STICKY + 3;
 
 const VERSION: u8 = 1;
 /// Bytes in front of a command's meta.
@@ -51,7 +56,7 @@ struct PurgedRecord {
 }
 
 #[derive(Serialize, Deserialize)]
-struct MembershipRecord {
+pub(crate) struct MembershipRecord {
     configs: Vec<BTreeSet<u64>>,
     nodes: BTreeSet<u64>,
 }
@@ -66,13 +71,14 @@ impl From<&Membership> for MembershipRecord {
 }
 
 impl MembershipRecord {
-    fn read(self) -> Result<Membership, String> {
+    pub(crate) fn read(self) -> Result<Membership, String> {
         Membership::new(self.configs, self.nodes).map_err(|error| error.to_string())
     }
 }
 
-pub(crate) fn entry_record(shard: ShardId, entry: &Entry) -> WalRecord {
-    let (variant, rest, payload) = match &entry.payload {
+/// An entry's variant, what follows it, and its payload.
+pub(crate) fn split_entry(entry: &Entry) -> (u8, Bytes, Bytes) {
+    match &entry.payload {
         EntryPayload::Blank => (0, Bytes::new(), Bytes::new()),
         EntryPayload::Normal(command) => (1, command.meta.clone(), command.payload.clone()),
         EntryPayload::Membership(membership) => (
@@ -80,7 +86,33 @@ pub(crate) fn entry_record(shard: ShardId, entry: &Entry) -> WalRecord {
             encode(&MembershipRecord::from(membership)).into(),
             Bytes::new(),
         ),
+    }
+}
+
+/// The opposite of [`split_entry`].
+pub(crate) fn join_entry(
+    id: LogId,
+    variant: u8,
+    rest: Bytes,
+    payload: Bytes,
+) -> Result<Entry, String> {
+    let payload = match variant {
+        0 => EntryPayload::Blank,
+        1 => EntryPayload::Normal(Command {
+            meta: rest,
+            payload,
+        }),
+        2 => EntryPayload::Membership(decode::<MembershipRecord>(&rest)?.read()?),
+        other => return Err(format!("entry {} is of unknown variant {other}", id.index)),
     };
+    Ok(RaftEntry {
+        log_id: id,
+        payload,
+    })
+}
+
+pub(crate) fn entry_record(shard: ShardId, entry: &Entry) -> WalRecord {
+    let (variant, rest, payload) = split_entry(entry);
     let mut meta = Vec::with_capacity(ENTRY_HEADER + rest.len());
     meta.put_u8(VERSION);
     meta.put_u64(entry.log_id.leader_id.term);
@@ -112,20 +144,23 @@ pub(crate) fn read_entry(record: WalRecord) -> Result<Entry, String> {
             header[0]
         ));
     };
-    let rest = meta.slice(ENTRY_HEADER..);
-    let payload = match variant {
-        0 => EntryPayload::Blank,
-        1 => EntryPayload::Normal(Command {
-            meta: rest,
-            payload,
-        }),
-        2 => EntryPayload::Membership(decode::<MembershipRecord>(&rest)?.read()?),
-        other => return Err(format!("entry {index} is of unknown variant {other}")),
-    };
-    Ok(RaftEntry {
-        log_id: log_id(u64::from_be_bytes(term), index),
-        payload,
-    })
+    let id = log_id(u64::from_be_bytes(term), index);
+    join_entry(id, variant, meta.slice(ENTRY_HEADER..), payload)
+}
+
+/// The log was cut after `keep`; `last` was its last entry.
+pub(crate) fn cut_record(shard: ShardId, keep: Option<u64>, last: u64) -> WalRecord {
+    WalRecord {
+        shard,
+        kind: CUT,
+        index: last,
+        meta: encode(&keep),
+        payload: Bytes::new(),
+    }
+}
+
+pub(crate) fn read_cut(meta: &[u8]) -> Result<Option<u64>, String> {
+    decode(meta)
 }
 
 pub(crate) fn vote_record(shard: ShardId, vote: &Vote) -> WalRecord {
@@ -150,12 +185,20 @@ pub(crate) fn read_vote(meta: &[u8]) -> Result<Vote, String> {
 }
 
 pub(crate) fn purged_record(shard: ShardId, purged: &Purged) -> WalRecord {
+    place_record(shard, PURGED, purged)
+}
+
+pub(crate) fn installing_record(shard: ShardId, place: &Purged) -> WalRecord {
+    place_record(shard, INSTALLING, place)
+}
+
+fn place_record(shard: ShardId, kind: u8, purged: &Purged) -> WalRecord {
     let record = PurgedRecord {
         at: parts(&purged.at),
         membership_at: purged.membership.log_id().as_ref().map(parts),
         membership: purged.membership.membership().into(),
     };
-    sticky(shard, PURGED, encode(&record))
+    sticky(shard, kind, encode(&record))
 }
 
 pub(crate) fn read_purged(meta: &[u8]) -> Result<Purged, String> {
@@ -192,12 +235,12 @@ fn sticky(shard: ShardId, kind: u8, meta: Vec<u8>) -> WalRecord {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     // Encoding plain integers and sets into memory has no way to fail; an empty record would be refused when read.
     postcard::to_stdvec(value).unwrap_or_default()
 }
 
-fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, String> {
     postcard::from_bytes(bytes).map_err(|error| error.to_string())
 }
 

@@ -1,4 +1,19 @@
 //! Raft's log in the broker's write-ahead log.
+//!
+//! # Where the log begins
+//!
+//! There are two beginnings. In the write-ahead log it begins where the newest checkpoint ends (`begun`): what the state machine has made durable need not be
+//! replayed. In memory it begins where the tail for replicas that are behind ends (`purged`), and that is what Raft is told: a replica that lacks anything up to
+//! there is sent a snapshot. Neither must wait for the other; after a restart the second is where the first is.
+//!
+//! # Recovery
+//!
+//! The write-ahead log keeps the order of appends, and cutting the log writes a record too, so reading it does to the log in memory exactly what was done
+//! before, up to some moment. Without the record of a cut, entries that were cut off could come back behind a newer entry that replaced them and was
+//! released. It need not be durable before anything depends on it, because whatever does stands behind it.
+//!
+//! A snapshot replaces the state machine first and the log's beginning then, and a crash may come between: its place is written down before, and a state
+//! machine that is found there says that the log begins there.
 
 use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
 
@@ -8,17 +23,19 @@ use openraft::{
 };
 use palisade_log::{ShardId, Wal, WalError, WalRecord};
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    ShardError,
+    LogPosition, ShardError,
     cache::EntryCache,
     codec::{self, Purged},
-    raft_types::{Entry, LogId, StoredMembership, Types, Vote},
+    raft_types::{Entry, LogId, StoredMembership, Types, Vote, log_id},
 };
 
 /// Most bytes of entries that are handed out at once for replication.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 1 << 20;
+/// How much more than it should the tail may hold before it is trimmed, so that this is not done for every entry.
+const TRIM_SLACK: usize = 2 << 20;
 
 /// The log of one shard. Clones share it.
 #[derive(Clone)]
@@ -26,6 +43,10 @@ pub(crate) struct LogStore {
     shard: ShardId,
     wal: Arc<Wal>,
     state: Arc<Mutex<State>>,
+    /// Woken when the tail should be trimmed.
+    pub(crate) surplus: Arc<Notify>,
+    /// Woken when it was.
+    pub(crate) trimmed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -35,19 +56,36 @@ struct State {
     committed: Option<LogId>,
     /// Written with the next entries: it need not be durable at once.
     committed_is_new: bool,
-    purged: Option<Purged>,
-    /// Membership to write down when the log is purged: the one of the last checkpoint.
-    checkpoint_membership: StoredMembership,
-    /// While the engine starts it reads the whole log, also what it has just had applied.
-    started: bool,
+    /// Where the write-ahead log's part of the log begins, and the membership there.
+    begun: Option<Purged>,
+    /// `begun` was not written yet: it comes from a snapshot whose installation was interrupted.
+    begun_is_new: bool,
+    /// Up to where the log is gone from memory.
+    purged: Option<LogId>,
+    /// Bytes of applied entries to keep; `None` until the engine has read the log.
+    keep: Option<usize>,
+    /// Up to where the log is about to be purged.
+    unwanted: Option<u64>,
+}
+
+/// What a replica that is behind may do with the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lag {
+    /// What it lacks is here.
+    Small,
+    /// What it lacks is about to be purged.
+    Large,
+    /// As large, and the tail is far beyond its size because of it.
+    TooLarge,
 }
 
 impl LogStore {
-    /// The log that `records`, in the order in which the write-ahead log gave them, amount to.
+    /// The log that `records`, in the order in which the write-ahead log gave them (sticky ones first), amount to, given where the state machine is.
     pub(crate) fn recover(
         shard: ShardId,
         wal: Arc<Wal>,
         records: Vec<WalRecord>,
+        applied: Option<LogPosition>,
     ) -> Result<Self, ShardError> {
         let mut state = State::default();
         let refused = |reason| ShardError::Record { shard, reason };
@@ -58,15 +96,20 @@ impl LogStore {
                     state.committed = Some(codec::read_committed(&record.meta).map_err(refused)?)
                 }
                 codec::PURGED => {
-                    let purged = codec::read_purged(&record.meta).map_err(refused)?;
-                    state.cache.begin_after(purged.at);
-                    state.checkpoint_membership = purged.membership.clone();
-                    state.purged = Some(purged);
+                    let begun = codec::read_purged(&record.meta).map_err(refused)?;
+                    state.begin_after(begun, false);
+                }
+                codec::INSTALLING => {
+                    let place = codec::read_purged(&record.meta).map_err(refused)?;
+                    if applied.map(|at| log_id(at.term, at.index)) == Some(place.at) {
+                        state.begin_after(place, true);
+                    }
                 }
                 codec::ENTRY => {
                     let entry = codec::read_entry(record).map_err(refused)?;
                     state.admit(entry).map_err(refused)?;
                 }
+                codec::CUT => state.cut(codec::read_cut(&record.meta).map_err(refused)?),
                 other => return Err(refused(format!("its kind {other} is unknown"))),
             }
         }
@@ -74,73 +117,143 @@ impl LogStore {
             shard,
             wal,
             state: Arc::new(Mutex::new(state)),
+            surplus: Arc::default(),
+            trimmed: Arc::default(),
         })
     }
 
+    /// Writes down the beginning that an interrupted installation of a snapshot left behind.
+    pub(crate) async fn settle(&self) -> io::Result<()> {
+        let begun = {
+            let state = self.state.lock();
+            state.begun.clone().filter(|_| state.begun_is_new)
+        };
+        match begun {
+            Some(begun) => self.write_beginning(begun).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `node` is the only voter as of the end of the log.
+    pub(crate) fn has_single_voter(&self, node: u64) -> bool {
+        let membership = self.membership_at(u64::MAX);
+        membership.voter_ids().eq([node])
+    }
+
     /// The last membership at or before `applied`, which may stand in the log or in what replaced its beginning.
-    pub(crate) fn membership_at(&self, applied: u64) -> Result<StoredMembership, u64> {
+    pub(crate) fn membership_at(&self, applied: u64) -> StoredMembership {
         let state = self.state.lock();
-        let start = state.first();
         let found = state
             .cache
-            .range(start, applied.saturating_add(1), usize::MAX)?
-            .into_iter()
-            .rev()
-            .find_map(|entry| {
-                let log_id = entry.log_id;
-                match entry.payload {
-                    openraft::EntryPayload::Membership(membership) => {
-                        Some(StoredMembership::new(Some(log_id), membership))
-                    }
-                    _ => None,
-                }
+            .newest_first()
+            .filter(|entry| entry.log_id.index <= applied)
+            .find_map(|entry| match &entry.payload {
+                openraft::EntryPayload::Membership(membership) => Some(StoredMembership::new(
+                    Some(entry.log_id),
+                    membership.clone(),
+                )),
+                _ => None,
             });
-        Ok(found.unwrap_or_else(|| state.checkpoint_membership.clone()))
+        let begun = || state.begun.as_ref().map(|begun| begun.membership.clone());
+        found.or_else(begun).unwrap_or_default()
     }
 
     /// The log id at `index`, when it is known.
     pub(crate) fn log_id_at(&self, index: u64) -> Option<LogId> {
         let state = self.state.lock();
-        let purged = state
+        state
             .purged
-            .as_ref()
-            .map(|purged| purged.at)
-            .filter(|at| at.index == index);
-        purged.or_else(|| {
-            state
-                .cache
-                .range(index, index.saturating_add(1), 0)
-                .ok()?
-                .first()
-                .map(|entry| entry.log_id)
-        })
+            .filter(|at| at.index == index)
+            .or_else(|| state.cache.log_id(index))
     }
 
-    /// Index through which the log was purged.
-    pub(crate) fn purged_through(&self) -> Option<u64> {
-        self.state
-            .lock()
-            .purged
-            .as_ref()
-            .map(|purged| purged.at.index)
+    /// Index through which the log was released.
+    pub(crate) fn released_through(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.begun.as_ref().map(|begun| begun.at.index)
     }
 
-    /// Remembers the membership that a checkpoint was made with.
-    pub(crate) fn set_checkpoint_membership(&self, membership: StoredMembership) {
-        self.state.lock().checkpoint_membership = membership;
+    /// Lets the write-ahead log begin after `at`, which the state machine has made durable.
+    pub(crate) async fn release(&self, at: LogId, membership: StoredMembership) -> io::Result<()> {
+        let begun = {
+            let mut state = self.state.lock();
+            if state.begun.as_ref().is_some_and(|begun| begun.at >= at) {
+                return Ok(());
+            }
+            let begun = Purged { at, membership };
+            state.begun = Some(begun.clone());
+            begun
+        };
+        self.write_beginning(begun).await
     }
 
-    /// Drops applied entries from memory, once the engine has read the log.
+    /// Notes that the state machine is about to be replaced by a snapshot.
+    pub(crate) async fn installing(
+        &self,
+        at: LogId,
+        membership: StoredMembership,
+    ) -> io::Result<()> {
+        let place = Purged { at, membership };
+        self.write(vec![codec::installing_record(self.shard, &place)])
+            .await
+    }
+
+    async fn write_beginning(&self, begun: Purged) -> io::Result<()> {
+        self.write(vec![codec::purged_record(self.shard, &begun)])
+            .await?;
+        self.wal.release(self.shard, begun.at.index);
+        Ok(())
+    }
+
+    /// Notes up to where entries were applied.
     pub(crate) fn applied(&self, index: u64) {
         let mut state = self.state.lock();
-        if state.started {
-            state.cache.drop_through(index);
+        state.cache.applied(index);
+        let limit = state.keep.map(|keep| keep.saturating_add(TRIM_SLACK));
+        let is_surplus = limit.is_some_and(|limit| state.cache.applied_bytes() > limit);
+        drop(state);
+        if is_surplus {
+            self.surplus.notify_one();
         }
     }
 
-    /// The engine has read the log.
-    pub(crate) fn started(&self) {
-        self.state.lock().started = true;
+    /// How many bytes of applied entries to keep in memory from now on. Not to be called before the engine has read the log.
+    pub(crate) fn keep(&self, bytes: usize) {
+        self.state.lock().keep = Some(bytes);
+    }
+
+    /// Up to where the log should be purged, when the tail is longer than it should be.
+    pub(crate) fn too_much(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let keep = state.keep?;
+        let is_too_much = state.cache.applied_bytes() > keep.saturating_add(TRIM_SLACK);
+        is_too_much.then(|| state.cache.surplus(keep)).flatten()
+    }
+
+    /// Replicas that lack anything up to `through` are not to be sent it any more.
+    pub(crate) fn unwanted(&self, through: u64) {
+        let mut state = self.state.lock();
+        state.unwanted = state.unwanted.max(Some(through));
+    }
+
+    /// Up to where the log is gone from memory.
+    pub(crate) fn purged_through(&self) -> Option<u64> {
+        self.state.lock().purged.map(|at| at.index)
+    }
+
+    /// What is to become of a replica that has the log up to `has`.
+    pub(crate) fn lag(&self, has: Option<LogId>) -> Lag {
+        let state = self.state.lock();
+        let next = has.map_or(0, |id| id.index.saturating_add(1));
+        if state.unwanted.is_none_or(|through| through < next) {
+            return Lag::Small;
+        }
+        let keep = state.keep.unwrap_or(usize::MAX);
+        let most = keep.saturating_mul(2).saturating_add(4 * TRIM_SLACK);
+        match state.cache.applied_bytes() > most {
+            true => Lag::TooLarge,
+            false => Lag::Large,
+        }
     }
 
     async fn write(&self, records: Vec<WalRecord>) -> io::Result<()> {
@@ -155,9 +268,18 @@ impl LogStore {
 
 impl State {
     fn first(&self) -> u64 {
-        self.purged
-            .as_ref()
-            .map_or(0, |purged| purged.at.index.saturating_add(1))
+        self.purged.map_or(0, |at| at.index.saturating_add(1))
+    }
+
+    /// Lets the recovered log begin after `place`. Comes before all entries.
+    fn begin_after(&mut self, place: Purged, is_new: bool) {
+        if self.purged >= Some(place.at) {
+            return;
+        }
+        self.cache.begin_after(place.at);
+        self.purged = Some(place.at);
+        self.begun = Some(place);
+        self.begun_is_new = is_new;
     }
 
     /// Takes a recovered entry, which must leave no hole. Entries before the beginning are leftovers of a release that was not finished.
@@ -177,6 +299,12 @@ impl State {
         }
         self.cache.append(entry);
         Ok(())
+    }
+
+    /// Repeats a cut of the log.
+    fn cut(&mut self, keep: Option<u64>) {
+        let keep = keep.and_then(|index| self.cache.log_id(index));
+        self.cache.truncate_after(keep.max(self.purged));
     }
 }
 
@@ -241,17 +369,24 @@ impl<R: Send + Sync + 'static> RaftLogReader<Types<R>> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.state
-            .lock()
-            .cache
-            .range(start, end, READ_BYTES)
-            .map_err(|index| gone(self.shard, index))
+        let mut state = self.state.lock();
+        match state.cache.range(start, end, READ_BYTES) {
+            Ok(entries) => Ok(entries),
+            Err(index) => {
+                // The engine does not purge what it is about to send. Should it do so after all, an error would stop the shard; nothing at all makes the
+                // stream to the replica end, and the replica get a snapshot.
+                let through = state.first().saturating_sub(1).max(index);
+                state.unwanted = state.unwanted.max(Some(through));
+                tracing::warn!(shard = %self.shard, index, "an entry for a replica is not in memory any more");
+                Ok(Vec::new())
+            }
+        }
     }
 }
 
 fn gone(shard: ShardId, index: u64) -> io::Error {
     io::Error::other(format!(
-        "entry {index} of shard {shard} was applied and is not in memory any more"
+        "entry {index} of shard {shard} is not in memory any more"
     ))
 }
 
@@ -261,7 +396,7 @@ impl<R: Send + Sync + 'static> RaftLogStorage<Types<R>> for LogStore {
     async fn get_log_state(&mut self) -> io::Result<LogState<Types<R>>> {
         let state = self.state.lock();
         Ok(LogState {
-            last_purged_log_id: state.purged.as_ref().map(|purged| purged.at),
+            last_purged_log_id: state.purged,
             last_log_id: state.cache.last(),
         })
     }
@@ -319,30 +454,32 @@ impl<R: Send + Sync + 'static> RaftLogStorage<Types<R>> for LogStore {
         Ok(())
     }
 
-    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        // Nothing is written: the entries that replace these stand later in the write-ahead log and win when it is read. If the process dies before there
-        // are any, the old ones are back, as if this replica had heard nothing yet.
-        self.state.lock().cache.truncate_after(last);
+    async fn truncate_after(&mut self, keep: Option<LogId>) -> io::Result<()> {
+        let cut = {
+            let mut state = self.state.lock();
+            let Some(last) = state.cache.last() else {
+                return Ok(());
+            };
+            state.cache.truncate_after(keep);
+            codec::cut_record(self.shard, keep.map(|id| id.index), last.index)
+        };
+        self.wal.append_waiting(vec![cut], |_| {});
         Ok(())
     }
 
     async fn purge(&mut self, at: LogId) -> io::Result<()> {
-        let record = {
-            let mut state = self.state.lock();
-            let purged = Purged {
-                at,
-                membership: state.checkpoint_membership.clone(),
-            };
-            let record = codec::purged_record(self.shard, &purged);
-            if state.cache.last() < Some(at) {
-                state.cache.begin_after(at);
-            }
-            state.cache.drop_through(at.index);
-            state.purged = Some(purged);
-            record
-        };
-        self.write(vec![record]).await?;
-        self.wal.release(self.shard, at.index);
+        // In memory only: what the write-ahead log still has of it, it releases when the state machine is durable.
+        let mut state = self.state.lock();
+        if state.cache.last() < Some(at) {
+            state.cache.begin_after(at);
+        }
+        state.cache.drop_through(at.index);
+        state.purged = state.purged.max(Some(at));
+        if state.unwanted.is_some_and(|through| through <= at.index) {
+            state.unwanted = None;
+        }
+        drop(state);
+        self.trimmed.notify_one();
         Ok(())
     }
 }
@@ -352,3 +489,7 @@ const _: fn() = || {
     fn fits<C: RaftTypeConfig, S: RaftLogStorage<C>>() {}
     fits::<Types<()>, LogStore>();
 };
+
+#[cfg(test)]
+#[path = "log_store_tests.rs"]
+mod tests;

@@ -17,7 +17,8 @@ pub(crate) struct Types<R>(PhantomData<fn() -> R>);
 
 impl<R: Send + Sync + 'static> RaftTypeConfig for Types<R> {
     type D = Command;
-    type R = R;
+    /// `None` for entries that are no command; the engine wants an answer to a change of members too.
+    type R = Option<R>;
     type NodeId = u64;
     type Node = ();
     type Term = u64;
@@ -45,6 +46,9 @@ pub(crate) type Payload = EntryPayload<Command, u64, ()>;
 pub(crate) type Entry = openraft::Entry<Committed, Payload>;
 pub(crate) type Membership = openraft::Membership<u64, ()>;
 pub(crate) type StoredMembership = openraft::StoredMembership<Committed, u64, ()>;
+
+/// A snapshot's place in the log and the membership there.
+pub(crate) type Place = openraft::SnapshotMeta<Committed, u64, ()>;
 
 /// Where the engine sends the outcome of a proposal.
 pub(crate) struct Reply<T>(pub(crate) oneshot::Sender<T>);

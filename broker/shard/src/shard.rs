@@ -5,85 +5,42 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures::future::BoxFuture;
 use openraft::{
-    Config, Raft, ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver,
-    error::ClientWriteError, raft::ClientWriteResult,
+    Raft, async_runtime::watch::WatchReceiver, error::ClientWriteError, raft::ClientWriteResult,
 };
 use palisade_log::{ShardId, Wal, WalRecord};
 use parking_lot::Mutex;
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::JoinSet,
 };
 
 use crate::{
-    CheckpointError, Command, LogPosition, ProposeError, ShardError, StateMachine,
+    CheckpointError, Command, Formation, LeaderView, LogPosition, Message, NodeId, ProposeError,
+    ShardConfig, ShardError, ShardStatus, StateMachine, Transport,
+    config::engine_config,
     engine::{Applied, Machine, Shared, position},
+    leading::{self, Standing},
     log_store::LogStore,
-    network::NoPeers,
+    network::{Link, Peers},
     raft_types::{LogId, Reply, Types, log_id},
+    receive::Inbox,
+    receive_snapshot::{Receiver, receive},
+    trim::trim,
 };
 
-/// How often a proposal that waits looks whether the disk is full.
-const FULL_CHECK: Duration = Duration::from_secs(1);
+/// How often a proposal that waits looks whether the disk is full or leadership is lost.
+const CHECK: Duration = Duration::from_millis(100);
 
 /// What a record of the write-ahead log takes beyond its command, at most.
 const RECORD_OVERHEAD: usize = 64;
-
-/// Identity of a broker in Raft: its Kafka id and the incarnation of its data directory. A broker that comes back with an empty volume is another node, for it
-/// has forgotten what it voted for.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct NodeId(pub u64);
-
-impl NodeId {
-    /// The node of a broker (its id is not negative) whose data directory has this incarnation.
-    #[must_use]
-    pub const fn of(broker: i32, incarnation: u32) -> Self {
-        Self(((broker as u32 as u64) << 32) | incarnation as u64)
-    }
-
-    /// The Kafka id of the broker.
-    #[must_use]
-    pub const fn broker(self) -> i32 {
-        (self.0 >> 32) as u32 as i32
-    }
-}
-
-impl std::fmt::Display for NodeId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "broker {} ({:08x})", self.broker(), self.0 & 0xffff_ffff)
-    }
-}
-
-/// How a shard is run.
-#[derive(Clone, Copy, Debug)]
-pub struct ShardConfig {
-    /// Which shard.
-    pub id: ShardId,
-    /// This broker.
-    pub node: NodeId,
-    /// Most bytes of proposals that wait to be applied; more are refused with [`ProposeError::Busy`].
-    pub pending_bytes: usize,
-}
-
-impl ShardConfig {
-    /// A shard with the default limit of 64 MiB of waiting proposals.
-    #[must_use]
-    pub const fn new(id: ShardId, node: NodeId) -> Self {
-        Self {
-            id,
-            node,
-            pending_bytes: 64 << 20,
-        }
-    }
-}
 
 /// This broker leads, and has applied everything that earlier leaders committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,20 +55,25 @@ type Proposal<R> = (Command, oneshot::Sender<Answer<R>>);
 
 /// A running shard. Dropping it stops it without a checkpoint; see [`Shard::shutdown`].
 pub struct Shard<S: StateMachine> {
-    config: ShardConfig,
+    pub(crate) config: ShardConfig,
     wal: Arc<Wal>,
-    raft: Raft<Types<S::Response>, Machine<S>>,
+    pub(crate) raft: Raft<Types<S::Response>, Machine<S>>,
     shared: Arc<Shared<S>>,
+    inbox: Arc<Inbox<S>>,
+    pub(crate) standing: Arc<Standing>,
     proposals: mpsc::UnboundedSender<Proposal<S::Response>>,
     pending: Arc<AtomicUsize>,
-    leadership: watch::Receiver<Option<Leadership>>,
     checkpointing: tokio::sync::Mutex<()>,
-    tasks: [JoinHandle<()>; 2],
+    /// Held while the members or the leader are being changed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    runtime: Handle,
+    /// Ended when the shard is dropped.
+    background: Mutex<JoinSet<()>>,
 }
 
 impl<S: StateMachine> Shard<S> {
     /// Starts a shard with what the write-ahead log holds of it (`recovered`, in its order) and the state machine as found on disk. A shard of which nothing is
-    /// found is formed with this broker as its only voter.
+    /// found comes into being as `formation` says.
     ///
     /// # Errors
     /// [`ShardError`] when the log cannot be read or does not fit the state machine's checkpoint.
@@ -120,35 +82,43 @@ impl<S: StateMachine> Shard<S> {
         wal: Arc<Wal>,
         recovered: Vec<WalRecord>,
         machine: S,
+        transport: Arc<dyn Transport>,
+        formation: Formation,
     ) -> Result<Self, ShardError> {
         let shard = config.id;
-        let log = LogStore::recover(shard, Arc::clone(&wal), recovered)?;
-        let applied = applied_position(shard, &log, machine.applied())?;
-        let membership = log
-            .membership_at(applied.map_or(0, |at| at.index))
-            .map_err(|index| ShardError::Raft {
-                shard,
-                reason: format!("entry {index} is missing from its log"),
-            })?;
-        log.set_checkpoint_membership(membership.clone());
+        let stopped = |reason: String| ShardError::Raft { shard, reason };
+        let reached = machine.applied();
+        let log = LogStore::recover(shard, Arc::clone(&wal), recovered, reached)?;
+        let applied = applied_position(shard, &log, reached)?;
+        log.settle()
+            .await
+            .map_err(|error| stopped(error.to_string()))?;
+        let membership = log.membership_at(applied.map_or(0, |at| at.index));
         let shared = Arc::new(Shared {
             shard,
             state: Mutex::new(Applied {
                 broken: false,
                 machine,
                 at: applied,
-                membership: membership.clone(),
+                membership,
             }),
-            checkpoint: Mutex::new(applied.map(|at| (at, membership))),
+            checkpoint: Mutex::new(applied),
             term: watch::channel(0).0,
             log: log.clone(),
             turn: Arc::default(),
+            started: AtomicBool::new(false),
         });
-        let stopped = |reason: String| ShardError::Raft { shard, reason };
+        let peers = Peers::new(Link {
+            shard,
+            transport,
+            log: log.clone(),
+            patience: config.timing.election_max * 8,
+            next: AtomicU64::new(first_number()),
+        });
         let raft = Raft::new(
             config.node.0,
-            Arc::new(engine_config(shard).map_err(stopped)?),
-            NoPeers::default(),
+            Arc::new(engine_config(&config).map_err(stopped)?),
+            peers,
             log,
             Machine {
                 shared: Arc::clone(&shared),
@@ -156,43 +126,77 @@ impl<S: StateMachine> Shard<S> {
         )
         .await
         .map_err(|error| stopped(error.to_string()))?;
-        shared.log.started();
-        if raft
-            .is_initialized()
-            .await
-            .map_err(|error| stopped(error.to_string()))?
-        {
-            // The only voter need not wait for an election timeout.
-            raft.trigger()
-                .elect(false)
-                .await
-                .map_err(|error| stopped(error.to_string()))?;
-        } else {
-            raft.initialize(BTreeSet::from([config.node.0]))
-                .await
-                .map_err(|error| stopped(error.to_string()))?;
-        }
+        shared.started.store(true, Ordering::Release);
         let (proposals, queue) = mpsc::unbounded_channel();
-        let (announce, leadership) = watch::channel(None);
-        let tasks = [
-            tokio::spawn(submit(raft.clone(), queue)),
-            tokio::spawn(follow_leadership(
-                raft.clone(),
-                shared.term.subscribe(),
-                announce,
-            )),
-        ];
-        Ok(Self {
+        let (receiver, steps) = Receiver::new();
+        let inbox = Arc::new(Inbox::new(raft.clone(), receiver));
+        let standing = Arc::new(Standing::new());
+        let mut background = JoinSet::new();
+        background.spawn(submit(raft.clone(), queue));
+        background.spawn(receive(raft.clone(), Arc::clone(&shared), steps));
+        background.spawn(trim(raft.clone(), Arc::clone(&shared)));
+        background.spawn(leading::follow(
+            config,
+            raft.clone(),
+            Arc::clone(&shared),
+            Arc::clone(&inbox),
+            Arc::clone(&standing),
+        ));
+        let this = Self {
             config,
             wal,
             raft,
             shared,
+            inbox,
+            standing,
             proposals,
             pending: Arc::default(),
-            leadership,
             checkpointing: tokio::sync::Mutex::default(),
-            tasks,
-        })
+            changing: tokio::sync::Mutex::default(),
+            runtime: Handle::current(),
+            background: Mutex::new(background),
+        };
+        this.form(formation).await?;
+        Ok(this)
+    }
+
+    /// Does what the first replicas of a shard have to do, and has a single voter campaign without waiting for an election timeout.
+    async fn form(&self, formation: Formation) -> Result<(), ShardError> {
+        let stopped = |reason: String| ShardError::Raft {
+            shard: self.config.id,
+            reason,
+        };
+        let raft = &self.raft;
+        let me = self.config.node;
+        let initialized = raft.is_initialized().await;
+        if initialized.map_err(|error| stopped(error.to_string()))? {
+            if self.shared.log.has_single_voter(me.0) {
+                let elect = raft.trigger().elect(false).await;
+                elect.map_err(|error| stopped(error.to_string()))?;
+            }
+            return Ok(());
+        }
+        match formation {
+            Formation::Alone => raft
+                .initialize(BTreeSet::from([me.0]))
+                .await
+                .map_err(|error| stopped(error.to_string())),
+            Formation::Form(voters) if voters.contains(&me) => {
+                let is_first = voters.first() == Some(&me);
+                let delay = match is_first {
+                    true => Duration::ZERO,
+                    false => self.config.timing.election_max * 3,
+                };
+                let begin = begin(raft.clone(), voters, delay);
+                if is_first {
+                    begin.await;
+                } else {
+                    self.background.lock().spawn(begin);
+                }
+                Ok(())
+            }
+            Formation::Form(_) | Formation::Join => Ok(()),
+        }
     }
 
     /// Proposes a command. It has its place in the order when this returns; the future has the state machine's answer once the command is durable and applied.
@@ -206,15 +210,19 @@ impl<S: StateMachine> Shard<S> {
     ) -> impl Future<Output = Result<S::Response, ProposeError>> + Send + 'static + use<S> {
         let submitted = self.submit(command);
         let wal = Arc::clone(&self.wal);
+        let standing = Arc::clone(&self.standing);
         let shard = self.config.id;
         async move {
             let (mut answer, _claim) = submitted?;
             loop {
-                match tokio::time::timeout(FULL_CHECK, &mut answer).await {
-                    Ok(Ok(Ok(written))) => return Ok(written.data),
+                match tokio::time::timeout(CHECK, &mut answer).await {
+                    Ok(Ok(Ok(written))) => {
+                        return written.data.ok_or(ProposeError::Stopped(shard));
+                    }
                     Ok(Ok(Err(refused))) => return Err(not_leader(shard, &refused)),
                     Ok(Err(_)) => return Err(ProposeError::Stopped(shard)),
                     Err(_) if wal.is_full() => return Err(ProposeError::Full),
+                    Err(_) if standing.is_hopeless() => return Err(ProposeError::NotLeader(shard)),
                     Err(_) => {}
                 }
             }
@@ -230,6 +238,9 @@ impl<S: StateMachine> Shard<S> {
         }
         if self.wal.is_full() {
             return Err(ProposeError::Full);
+        }
+        if self.standing.is_hopeless() {
+            return Err(ProposeError::NotLeader(shard));
         }
         let claim = Claim::take(&self.pending, bytes, self.config.pending_bytes)
             .ok_or(ProposeError::Busy(shard))?;
@@ -249,7 +260,65 @@ impl<S: StateMachine> Shard<S> {
     /// Whether this broker leads.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Option<Leadership>> {
-        self.leadership.clone()
+        self.standing.leadership.subscribe()
+    }
+
+    /// Who leads, as far as is known here; also on followers.
+    #[must_use]
+    pub fn leader(&self) -> watch::Receiver<LeaderView> {
+        self.standing.leader.subscribe()
+    }
+
+    /// The shard as it is now, seen from here. Cheap.
+    #[must_use]
+    pub fn status(&self) -> ShardStatus {
+        let view = *self.standing.leader.borrow();
+        let checkpoint = self.shared.checkpoint.lock().map(|at| at.index);
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let members = metrics.membership_config.membership();
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        let matched = metrics.replication.iter().flatten();
+        ShardStatus {
+            term: view.term,
+            leader: view.leader,
+            voters: members.voter_ids().map(NodeId).collect(),
+            learners: members.learner_ids().map(NodeId).collect(),
+            changing: metrics.membership_config != metrics.committed_membership_config
+                || members.get_joint_config().len() > 1,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed: index(&metrics.local_committed),
+            applied: index(&metrics.last_applied),
+            matched: matched
+                .filter_map(|(node, id)| Some((NodeId(*node), id.as_ref()?.index)))
+                .collect(),
+            checkpoint,
+            purged: metrics.purged.map(|id| id.index),
+            stopped: metrics.running_state.is_err(),
+        }
+    }
+
+    /// Takes a message of another replica. Must be called in the order in which a peer's messages arrive; what is returned is its answer and may be awaited
+    /// anywhere, several at a time. A peer of another shard or a liar gets an answer that says so; it never stops this replica.
+    pub fn handle(&self, from: NodeId, message: Message) -> BoxFuture<'static, Message> {
+        self.inbox.handle(from, message)
+    }
+
+    /// The process of `node` is gone, which is known from its connection: if it led, replace it without waiting for the election timeout.
+    pub fn peer_lost(&self, node: NodeId) {
+        self.inbox.forget(node);
+        let now = std::time::Instant::now();
+        self.standing.lost.send_replace(Some((node, now)));
+        let replace = leading::replace(
+            self.raft.clone(),
+            Arc::clone(&self.inbox),
+            self.config.node,
+            node,
+            self.config.timing,
+        );
+        let mut background = self.background.lock();
+        while background.try_join_next().is_some() {}
+        background.spawn_on(replace, &self.runtime);
     }
 
     /// Waits until this broker leads.
@@ -261,11 +330,12 @@ impl<S: StateMachine> Shard<S> {
             shard: self.config.id,
             reason: "it stopped before it had a leader".to_owned(),
         };
-        let mut leadership = self.leadership.clone();
-        let found = *leadership
-            .wait_for(Option::is_some)
-            .await
-            .map_err(|_| stopped())?;
+        let mut leadership = self.leadership();
+        let mut over = self.standing.over.subscribe();
+        let found = tokio::select! {
+            found = leadership.wait_for(Option::is_some) => found.ok().and_then(|found| *found),
+            _ = over.wait_for(|over| *over) => None,
+        };
         found.ok_or_else(stopped)
     }
 
@@ -288,24 +358,11 @@ impl<S: StateMachine> Shard<S> {
         })
         .await
         .map_err(|error| CheckpointError::Write(error.to_string()))??;
-        let Some(at) = at else {
+        let Some((at, membership)) = at else {
             return Ok(LogPosition { term: 0, index: 0 });
         };
-        let stopped = |_| CheckpointError::Stopped;
-        self.raft.trigger().snapshot().await.map_err(stopped)?;
-        self.raft
-            .wait(None)
-            .metrics(
-                |metrics| metrics.snapshot >= Some(at) || metrics.running_state.is_err(),
-                "checkpoint is known",
-            )
-            .await
-            .map_err(|_| CheckpointError::Stopped)?;
-        self.raft
-            .trigger()
-            .purge_log(at.index)
-            .await
-            .map_err(stopped)?;
+        let released = self.shared.log.release(at, membership).await;
+        released.map_err(|error| CheckpointError::Write(error.to_string()))?;
         Ok(position(&at))
     }
 
@@ -314,17 +371,8 @@ impl<S: StateMachine> Shard<S> {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(shard = %self.config.id, %error, "the shard did not stop cleanly");
         }
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
-impl<S: StateMachine> Drop for Shard<S> {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.background.lock().abort_all();
+        self.standing.end();
     }
 }
 
@@ -352,29 +400,13 @@ impl Drop for Claim {
     }
 }
 
-fn engine_config(shard: ShardId) -> Result<Config, String> {
-    Config {
-        cluster_name: format!("shard-{shard}"),
-        heartbeat_interval: 250,
-        election_timeout_min: 1000,
-        election_timeout_max: 2000,
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: 0,
-        // A start is a new term: the term is the leader epoch under which offsets are given out and batches are sealed.
-        enable_leader_restore: Some(false),
-        ..Config::default()
-    }
-    .validate()
-    .map_err(|error| error.to_string())
-}
-
 /// The log id that the state machine's checkpoint reaches to, checked against the log.
 fn applied_position(
     shard: ShardId,
     log: &LogStore,
     applied: Option<LogPosition>,
 ) -> Result<Option<LogId>, ShardError> {
-    let released = log.purged_through();
+    let released = log.released_through();
     match (applied, released) {
         (Some(at), Some(released)) if at.index < released => Err(ShardError::Gap {
             shard,
@@ -426,31 +458,27 @@ async fn submit<S: StateMachine>(
     }
 }
 
-/// Announces leadership once the first entry of the own term is applied, and withdraws it as soon as it is lost.
-async fn follow_leadership<S: StateMachine>(
+/// Writes the first entry of a shard's log, which says who the voters are, unless somebody has been faster.
+async fn begin<S: StateMachine>(
     raft: Raft<Types<S::Response>, Machine<S>>,
-    mut applied_term: watch::Receiver<u64>,
-    announce: watch::Sender<Option<Leadership>>,
+    voters: BTreeSet<NodeId>,
+    delay: Duration,
 ) {
-    let mut server = raft.server_metrics();
-    loop {
-        let (leads, term) = {
-            let metrics = server.borrow_and_update();
-            (
-                metrics.state == ServerState::Leader,
-                metrics.vote.leader_id.term,
-            )
-        };
-        let leadership =
-            (leads && *applied_term.borrow_and_update() == term).then_some(Leadership { term });
-        announce.send_if_modified(|current| std::mem::replace(current, leadership) != leadership);
-        let gone = tokio::select! {
-            changed = server.changed() => changed.is_err(),
-            changed = applied_term.changed() => changed.is_err(),
-        };
-        if gone {
-            let _ = announce.send(None);
-            return;
+    tokio::time::sleep(delay).await;
+    let voters: BTreeSet<u64> = voters.into_iter().map(|node| node.0).collect();
+    match raft.initialize(voters).await {
+        Ok(()) => {
+            if let Err(error) = raft.trigger().elect(false).await {
+                tracing::debug!(%error, "the shard has stopped");
+            }
         }
+        // Another replica has been here, or this one has voted for it.
+        Err(error) => tracing::debug!(%error, "the shard is being formed by another replica"),
     }
+}
+
+/// Where the numbers of streams and transfers begin, so that a process does not repeat those of its predecessor.
+fn first_number() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
 }

@@ -4,6 +4,8 @@
 //! has ([`crate::StateMachine::receive`]), the sender answers with chunks ([`Snapshot::chunk`]) until there are no more, and the receiver then replaces its state
 //! as a whole ([`crate::StateMachine::install`]). Until that moment the receiver's own state is not touched, so a transfer can be abandoned at any point.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::CheckpointError;
@@ -31,4 +33,16 @@ pub trait Incoming: Send + 'static {
 
     /// As [`std::any::Any`], so that the state machine that made it finds its own type again.
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send>;
+}
+
+/// A snapshot as the engine passes it on.
+pub(crate) enum SnapshotData {
+    /// Only its place counts: the engine wants to purge the log up to there.
+    Place,
+    /// To be sent.
+    Outgoing(Arc<dyn Snapshot>),
+    /// It should be sent, but the state machine cannot describe itself.
+    Unavailable(CheckpointError),
+    /// Received, to be installed.
+    Received(Box<dyn Incoming>),
 }

@@ -103,6 +103,8 @@ impl Home {
             wal,
             records,
             Recorder::open(self.0.path()),
+            Arc::new(NoPeers),
+            Formation::Alone,
         )
         .await
         .unwrap();
@@ -194,6 +196,8 @@ async fn a_lost_checkpoint_is_noticed() {
         wal,
         records,
         Recorder::open(home.0.path()),
+        Arc::new(NoPeers),
+        Formation::Alone,
     )
     .await
     .err()
@@ -230,9 +234,16 @@ async fn more_than_may_wait_is_refused_and_one_goes_through() {
         pending_bytes: 100,
         ..ShardConfig::new(SHARD, NodeId(1))
     };
-    let shard = Shard::start(config, wal, records, Recorder::open(home.0.path()))
-        .await
-        .unwrap();
+    let shard = Shard::start(
+        config,
+        wal,
+        records,
+        Recorder::open(home.0.path()),
+        Arc::new(NoPeers),
+        Formation::Alone,
+    )
+    .await
+    .unwrap();
     shard.wait_for_leadership().await.unwrap();
     let large = shard.propose(Command::new(vec![b'0'; 6], vec![0; 200]));
     let refused = shard.propose(Command::new(vec![b'0'; 6], vec![0; 200]));
@@ -261,6 +272,11 @@ async fn a_panic_while_applying_stops_the_shard_and_answers_nobody() {
     .await
     .unwrap()
     .unwrap();
+    let waited = tokio::time::timeout(Duration::from_secs(10), shard.wait_for_leadership());
+    assert!(
+        waited.await.unwrap().is_err(),
+        "there is nothing to wait for"
+    );
     assert!(
         matches!(shard.checkpoint().await, Err(CheckpointError::Stopped)),
         "half of a change must not become a checkpoint"

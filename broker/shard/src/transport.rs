@@ -76,3 +76,19 @@ pub trait Transport: Send + Sync + 'static {
         message: Message,
     ) -> BoxFuture<'static, Result<Message, TransportError>>;
 }
+
+/// The transport of a broker that has no peers: nobody can be reached.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPeers;
+
+impl Transport for NoPeers {
+    fn call(
+        &self,
+        to: NodeId,
+        _: ShardId,
+        _: Message,
+    ) -> BoxFuture<'static, Result<Message, TransportError>> {
+        let reason = "this broker has no peers".to_owned();
+        Box::pin(async move { Err(TransportError::Unreachable(to, reason)) })
+    }
+}

@@ -11,7 +11,8 @@ use std::{
 use palisade_log::{ShardId, Wal, WalOptions, WalRecord, testing::FaultFs};
 use palisade_seal::{DirectoryProvider, FileKeys};
 use palisade_shard::{
-    CheckpointError, Command, LogPosition, NodeId, ProposeError, Shard, ShardConfig, StateMachine,
+    CheckpointError, Command, Formation, LogPosition, NoPeers, NodeId, ProposeError, Shard,
+    ShardConfig, StateMachine,
 };
 use proptest::prelude::*;
 
@@ -110,9 +111,16 @@ impl Bench {
     async fn start(&self) -> Shard<Numbers> {
         let (wal, records) = self.wal().await;
         let config = ShardConfig::new(SHARD, NodeId(1));
-        let shard = Shard::start(config, wal, records, Numbers::open(&self.durable))
-            .await
-            .unwrap();
+        let shard = Shard::start(
+            config,
+            wal,
+            records,
+            Numbers::open(&self.durable),
+            Arc::new(NoPeers),
+            Formation::Alone,
+        )
+        .await
+        .unwrap();
         tokio::time::timeout(PATIENCE, shard.wait_for_leadership())
             .await
             .unwrap()

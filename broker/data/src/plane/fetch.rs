@@ -9,7 +9,7 @@ use super::{DataPlane, Located};
 use crate::{
     sealing::batch_aad,
     slot::Partition,
-    types::{DataError, Fetched, Isolation},
+    types::{Access, DataError, Fetched, Isolation},
 };
 
 impl DataPlane {
@@ -27,20 +27,48 @@ impl DataPlane {
         max_bytes: usize,
         _isolation: Isolation,
     ) -> Result<Fetched, DataError> {
-        let located = self.locate(topic, partition)?;
-        let Some(partition) = located.partition() else {
-            return check_range(offset, Offset::ZERO, Offset::ZERO)
+        let led = self.locate(topic, partition)?;
+        led.at.fetch(Access::Leader, offset, max_bytes)
+    }
+
+    /// As [`DataPlane::fetch`], from any broker that hosts the partition, up to what is applied there (KIP-392).
+    ///
+    /// # Errors
+    /// [`DataError::NotLeader`] when this broker does not host it, [`DataError::OffsetNotAvailable`] for an offset that it has not applied yet; as
+    /// [`DataPlane::fetch`].
+    pub fn fetch_replica(
+        &self,
+        topic: TopicId,
+        partition: PartitionIndex,
+        offset: Offset,
+        max_bytes: usize,
+        _isolation: Isolation,
+    ) -> Result<Fetched, DataError> {
+        let located = self.located_by(Access::Replica, topic, partition)?;
+        located.fetch(Access::Replica, offset, max_bytes)
+    }
+}
+
+impl Located {
+    fn fetch(
+        &self,
+        access: Access,
+        offset: Offset,
+        max_bytes: usize,
+    ) -> Result<Fetched, DataError> {
+        let Some(partition) = self.partition() else {
+            return check_range(access, offset, Offset::ZERO, Offset::ZERO)
                 .map(|()| fetched(Vec::new(), Offset::ZERO, Offset::ZERO));
         };
         // The end before the records: what was appended in between is only seen the next time.
         let end = partition.log.end_offset();
         let start = partition.log.start_offset();
-        check_range(offset, start, end)?;
+        check_range(access, offset, start, end)?;
         let mut records = Vec::new();
         let mut from = offset;
         while from < end && (records.is_empty() || records.len() < max_bytes) {
             let left = max_bytes.saturating_sub(records.len());
-            let next = match located.read_some(&partition, from, left, &mut records) {
+            let next = match self.read_some(&partition, from, left, &mut records) {
                 Ok(next) => next,
                 // What lies before the trouble is good: the next fetch begins at it.
                 Err(_) if !records.is_empty() => break,
@@ -56,9 +84,17 @@ impl DataPlane {
     }
 }
 
-impl Located<'_> {
+impl Located {
     pub(super) fn partition(&self) -> Option<Arc<Partition>> {
         self.handle.data.slot(self.key)?.partition()
+    }
+
+    /// First offset, and the one after the last.
+    pub(super) fn ends(&self) -> (Offset, Offset) {
+        self.partition()
+            .map_or((Offset::ZERO, Offset::ZERO), |partition| {
+                (partition.log.start_offset(), partition.log.end_offset())
+            })
     }
 
     /// Opens some batches from the one that holds `from` on, onto the end of `out`. Returns the offset after them.
@@ -149,8 +185,15 @@ pub(super) fn data_error(error: LogError) -> DataError {
     }
 }
 
-fn check_range(offset: Offset, start: Offset, end: Offset) -> Result<(), DataError> {
-    if offset < start || offset > end {
+fn check_range(
+    access: Access,
+    offset: Offset,
+    start: Offset,
+    end: Offset,
+) -> Result<(), DataError> {
+    if access == Access::Replica && offset > end {
+        Err(DataError::OffsetNotAvailable { offset, end })
+    } else if offset < start || offset > end {
         Err(DataError::OffsetOutOfRange { offset, start, end })
     } else {
         Ok(())

@@ -1,9 +1,11 @@
 //! Committed offsets of consumer groups, kept in the shard of the group.
 
+use std::sync::Arc;
+
 use palisade_coordinator::offsets::{OffsetCommand, OffsetStore};
 use palisade_log::ShardId;
 
-use super::{DataPlane, ShardHandle, produce::unexpected};
+use super::{DataPlane, handle::ShardHandle, produce::unexpected};
 use crate::{
     command::{DataCommand, DataResponse},
     types::DataError,
@@ -26,7 +28,10 @@ impl DataPlane {
         let encoded = command
             .encode()
             .map_err(|error| DataError::Command(error.to_string()))?;
-        match self.command(handle, &DataCommand::Offsets(encoded)).await? {
+        match self
+            .command(&handle, &DataCommand::Offsets(encoded))
+            .await?
+        {
             DataResponse::Count(count) => Ok(count),
             other => Err(unexpected(other)),
         }
@@ -47,20 +52,19 @@ impl DataPlane {
 
     /// Reads the committed offsets of every shard that this broker leads: to list groups, and to find what has expired.
     pub fn each_offset_store(&self, mut read: impl FnMut(ShardId, &OffsetStore)) {
-        for (id, handle) in &self.shards {
+        for (id, handle) in self.handles().iter() {
             if handle.term().is_some() {
                 read(*id, &handle.data.offsets.read());
             }
         }
     }
 
-    fn group_shard(&self, group: &str) -> Result<&ShardHandle, DataError> {
+    fn group_shard(&self, group: &str) -> Result<Arc<ShardHandle>, DataError> {
         let shard = self
             .catalog
             .shard_of_group(group)
             .ok_or(DataError::NotLeader)?;
-        self.shards
-            .get(&shard)
+        self.handle_of(shard)
             .filter(|handle| handle.term().is_some())
             .ok_or(DataError::NotLeader)
     }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{DataPlane, ShardHandle};
+use super::{DataPlane, handle::ShardHandle};
 use crate::{
     command::{DataCommand, Key},
     shard_data::now_ms,
@@ -53,7 +53,6 @@ pub(super) async fn run(
 #[derive(Default)]
 struct Housekeeper {
     seen_version: Option<u64>,
-    reported: bool,
     last_retention: Option<Instant>,
     last_checkpoint: Option<Instant>,
     last_failure: Option<Instant>,
@@ -62,22 +61,16 @@ struct Housekeeper {
 impl Housekeeper {
     async fn step(&mut self, plane: &DataPlane) {
         plane.flush_backlogs().await;
-        if !plane.is_ready() {
-            return;
-        }
-        if !self.reported {
-            // Only now: the replay may have removed what looked damaged.
-            plane.report_quarantined();
-            self.reported = true;
-        }
+        plane.report_quarantined();
         let now = Instant::now();
         let passed = |since: Option<Instant>, time| {
             since.is_none_or(|since| now.duration_since(since) >= time)
         };
-        let regular = passed(self.last_retention, plane.housekeeping);
+        let regular = passed(self.last_retention, plane.options.housekeeping);
         let version = plane.catalog.version();
         // Regularly too: an append that raced with the deletion may have made a partition again.
         if regular || self.seen_version != Some(version) {
+            plane.follow_settings();
             plane.drop_deleted_topics(version).await;
             self.seen_version = Some(version);
         }
@@ -99,13 +92,22 @@ impl Housekeeper {
 impl DataPlane {
     fn checkpoint_needed(&self) -> bool {
         let unsaved = |handle: &ShardHandle| handle.data.unsaved.load(Ordering::Relaxed);
-        self.shards
+        self.handles()
             .values()
-            .any(|handle| unsaved(handle) >= self.checkpoint_bytes)
+            .any(|handle| unsaved(handle) >= self.options.checkpoint_wal_bytes)
+    }
+
+    /// The shards that this broker leads: only there it proposes anything.
+    fn led(&self) -> Vec<Arc<ShardHandle>> {
+        self.handles()
+            .values()
+            .filter(|handle| handle.term().is_some())
+            .cloned()
+            .collect()
     }
 
     async fn flush_backlogs(&self) {
-        for handle in self.shards.values() {
+        for handle in self.handles().values() {
             if handle.data.backlogged.load(Ordering::Acquire) {
                 let data = Arc::clone(&handle.data);
                 // A panic in it was reported; the next step tries again.
@@ -117,35 +119,68 @@ impl DataPlane {
         }
     }
 
+    /// Once for each shard, and not before it has caught up: what is replayed may remove what looked damaged.
     fn report_quarantined(&self) {
-        for damaged in self.quarantined() {
-            tracing::error!(
-                file = %damaged.file.display(),
-                position = damaged.position,
-                reason = %damaged.reason,
-                "a segment is damaged; offsets {} to {} of its partition are not served",
-                damaged.base,
-                damaged.end
-            );
+        let handles = self.handles();
+        let mut fresh = BTreeSet::new();
+        for (shard, handle) in handles.iter() {
+            if handle.is_current(self.options.node) {
+                handle.report_once(|| {
+                    fresh.insert(*shard);
+                });
+            }
+        }
+        if fresh.is_empty() {
+            return;
+        }
+        for (shard, damaged) in self.quarantined_by_shard() {
+            if fresh.contains(&shard) {
+                tracing::error!(
+                    %shard,
+                    file = %damaged.file.display(),
+                    position = damaged.position,
+                    reason = %damaged.reason,
+                    "a segment is damaged; offsets {} to {} of its partition are not served",
+                    damaged.base,
+                    damaged.end
+                );
+            }
+        }
+    }
+
+    /// Segments are rolled as each topic says, also by those who follow.
+    fn follow_settings(&self) {
+        for handle in self.handles().values() {
+            for slot in handle.data.slots() {
+                if let Ok(Some(view)) = self.catalog.topic(slot.key.0) {
+                    slot.set_rolling(handle.data.rolling(&view.settings));
+                }
+            }
         }
     }
 
     /// Removes what belongs to topics that the metadata does not have any more. A partition that was made under newer metadata than ours stays: then it is the
     /// metadata that lags behind.
     async fn drop_deleted_topics(&self, version: u64) {
-        for handle in self.shards.values() {
-            for topic in self.deleted_topics(handle, version) {
-                tracing::info!(%topic, shard = %handle.data.id, "removing a deleted topic");
-                if let Err(error) = self
-                    .command(handle, &DataCommand::DropTopic { topic })
-                    .await
-                {
-                    tracing::warn!(%topic, %error, "cannot remove a deleted topic yet");
-                }
+        for handle in self.handles().values() {
+            if handle.term().is_some() {
+                self.drop_deleted_of(handle, version).await;
             }
             handle
                 .data
                 .remove_empty(|topic| self.catalog.contains(topic));
+        }
+    }
+
+    async fn drop_deleted_of(&self, handle: &ShardHandle, version: u64) {
+        for topic in self.deleted_topics(handle, version) {
+            tracing::info!(%topic, shard = %handle.data.id, "removing a deleted topic");
+            if let Err(error) = self
+                .command(handle, &DataCommand::DropTopic { topic })
+                .await
+            {
+                tracing::warn!(%topic, %error, "cannot remove a deleted topic yet");
+            }
         }
     }
 
@@ -168,16 +203,12 @@ impl DataPlane {
     }
 
     async fn enforce_retention(&self) {
-        for handle in self
-            .shards
-            .values()
-            .filter(|handle| handle.term().is_some())
-        {
+        for handle in self.led() {
             for slot in handle.data.slots() {
-                let Some(command) = self.expired(handle, slot.key) else {
+                let Some(command) = self.expired(&handle, slot.key) else {
                     continue;
                 };
-                if let Err(error) = self.command(handle, &command).await {
+                if let Err(error) = self.command(&handle, &command).await {
                     tracing::warn!(topic = %slot.key.0, partition = %slot.key.1, %error, "cannot remove records that have expired");
                 }
             }
@@ -189,7 +220,6 @@ impl DataPlane {
         let slot = handle.data.slot(key)?;
         let partition = slot.partition()?;
         let settings = self.catalog.topic(key.0).ok()??.settings;
-        slot.set_rolling(handle.data.rolling(&settings));
         if !settings.delete {
             return None;
         }
@@ -203,11 +233,7 @@ impl DataPlane {
 
     async fn expire_producers(&self) {
         let before = now_ms().saturating_sub(PRODUCER_EXPIRY_MS);
-        for handle in self
-            .shards
-            .values()
-            .filter(|handle| handle.term().is_some())
-        {
+        for handle in self.led() {
             let expired = |slot: &Arc<crate::slot::Slot>| {
                 slot.partition().is_some_and(|partition| {
                     partition.replicated.lock().producers.has_older_than(before)
@@ -215,7 +241,7 @@ impl DataPlane {
             };
             if handle.data.slots().iter().any(expired)
                 && let Err(error) = self
-                    .command(handle, &DataCommand::ExpireProducers { before })
+                    .command(&handle, &DataCommand::ExpireProducers { before })
                     .await
             {
                 tracing::warn!(%error, "cannot forget producers that have expired");

@@ -16,7 +16,7 @@ use palisade_log::{Offset, PartitionIndex, TopicId};
 use palisade_seal::Sealer;
 use palisade_shard::{Command, ProposeError};
 
-use super::{DataPlane, Located};
+use super::{DataPlane, Led, handle::ShardHandle};
 use crate::{
     command::{Append, DataCommand, DataResponse},
     producers::{ProducerBatch, Verdict},
@@ -27,15 +27,15 @@ use crate::{
     types::{Acks, Appended, DataError},
 };
 
-/// Replicas of every partition, for as long as shards have one voter.
-const REPLICAS: u32 = 1;
-
 impl DataPlane {
     /// Appends the one batch that a producer sent for a partition. The batch has its place in the log when this returns, so callers that call in order are
     /// appended in order; the future ends when the batch is committed and applied. It may be dropped by who does not want to know.
     ///
+    /// Committed means durable on a majority of the replicas. Where [`Acks::All`] meets a larger `min.insync.replicas`, the future waits for the other replicas
+    /// too, without a limit of its own, as long as this broker leads: bound it by the request's timeout.
+    ///
     /// # Errors
-    /// Any [`DataError`]; the batch was then not appended, except for [`DataError::Stopped`], where nobody knows.
+    /// Any [`DataError`]; the batch was then not appended, except for [`DataError::Stopped`] and [`DataError::NotLeader`], where nobody knows.
     pub fn produce(
         &self,
         topic: TopicId,
@@ -45,24 +45,33 @@ impl DataPlane {
     ) -> impl Future<Output = Result<Appended, DataError>> + Send + 'static + use<> {
         let started = self.start_append(topic, partition, &records, acks);
         async move {
-            match started? {
-                Started::Before(appended) => Ok(appended),
-                Started::Proposed {
+            let Started { place, copies } = started?;
+            let (appended, index) = match place {
+                Place::Before(appended, index) => (appended, index),
+                Place::Proposed {
                     answer,
                     log_append_time,
                 } => match answer.await? {
                     DataResponse::Appended {
                         base_offset,
                         log_start,
+                        index,
                         ..
-                    } => Ok(Appended {
-                        base_offset,
-                        log_append_time,
-                        log_start_offset: log_start,
-                    }),
-                    other => Err(unexpected(other)),
+                    } => (
+                        Appended {
+                            base_offset,
+                            log_append_time,
+                            log_start_offset: log_start,
+                        },
+                        index,
+                    ),
+                    other => return Err(unexpected(other)),
                 },
+            };
+            if let Some((handle, copies)) = copies {
+                handle.shard.replicated(index, copies).await?;
             }
+            Ok(appended)
         }
     }
 
@@ -76,14 +85,13 @@ impl DataPlane {
         if self.is_stopping() {
             return Err(DataError::Stopped);
         }
-        let located = self.locate(topic, partition)?;
+        let led = self.locate(topic, partition)?;
+        let located = &led.at;
         let settings = &located.view.settings;
-        if acks == Acks::All && settings.min_insync_replicas > REPLICAS {
-            return Err(DataError::NotEnoughReplicas {
-                have: REPLICAS,
-                need: settings.min_insync_replicas,
-            });
-        }
+        let copies = match acks {
+            Acks::All => extra_copies(&located.handle, settings.min_insync_replicas)?,
+            Acks::None | Acks::Leader => None,
+        };
         if located.handle.data.backlogged.load(Ordering::Acquire) {
             return Err(DataError::DiskFull);
         }
@@ -95,10 +103,17 @@ impl DataPlane {
         slot.set_rolling(located.handle.data.rolling(settings));
 
         let mut leader = slot.leader.lock();
-        leader.enter(&slot, located.term)?;
+        leader.enter(&slot, led.term)?;
         let producer = producer_of(&valid);
         if let Some(appended) = seen_before(&slot, producer.as_ref())? {
-            return Ok(Started::Before(appended));
+            // It was applied before now.
+            let index = copies
+                .as_ref()
+                .map_or(0, |(handle, _)| handle.shard.status().applied);
+            return Ok(Started {
+                place: Place::Before(appended, index),
+                copies,
+            });
         }
         if !leader.created {
             let seen = self.catalog.version();
@@ -108,13 +123,13 @@ impl DataPlane {
             }
             .encode()?;
             leader.created = true;
-            drop(self.propose(&located, &slot, &mut leader, create, Bytes::new()));
+            drop(self.propose(&led, &slot, &mut leader, create, Bytes::new()));
         }
         let append = Append {
             key: located.key,
             base_offset: leader.next,
             record_count: u32::try_from(valid.header.record_count).unwrap_or(0),
-            leader_epoch: located.epoch(),
+            leader_epoch: led.epoch(),
             max_timestamp: valid.header.max_timestamp,
             appended_at: now,
             producer,
@@ -122,39 +137,48 @@ impl DataPlane {
         let next = leader.next.checked_add(i64::from(append.record_count));
         let next =
             next.ok_or_else(|| DataError::Command("the partition has no more offsets".to_owned()))?;
-        let sealer = leader.sealer(&located)?;
+        let sealer = leader.sealer(&led)?;
         let sealed = seal(&sealer, &valid, &append, records)?;
         let meta = DataCommand::Append(append).encode()?;
         leader.next = next;
-        let answer = self.propose(&located, &slot, &mut leader, meta, sealed);
-        Ok(Started::Proposed {
-            answer,
-            log_append_time,
+        let answer = self.propose(&led, &slot, &mut leader, meta, sealed);
+        Ok(Started {
+            place: Place::Proposed {
+                answer,
+                log_append_time,
+            },
+            copies,
         })
     }
 
     fn propose(
         &self,
-        located: &Located<'_>,
+        led: &Led,
         slot: &Arc<Slot>,
         leader: &mut LeaderSide,
         meta: Vec<u8>,
         payload: Bytes,
     ) -> Answer {
         leader.in_flight = leader.in_flight.saturating_add(1);
-        let proposal = located.handle.shard.propose(Command::new(meta, payload));
+        let proposal = led.at.handle.shard.propose(Command::new(meta, payload));
         Answer {
             proposal: Some(Box::pin(proposal)),
             slot: Arc::clone(slot),
-            term: located.term,
+            term: led.term,
             runtime: self.runtime.clone(),
         }
     }
 }
 
-enum Started {
-    /// It was appended the first time it was sent.
-    Before(Appended),
+struct Started {
+    place: Place,
+    /// How many replicas have to have it, when a majority is not enough.
+    copies: Option<(Arc<ShardHandle>, usize)>,
+}
+
+enum Place {
+    /// It was appended the first time it was sent, by a command at or before this index.
+    Before(Appended, u64),
     Proposed {
         answer: Answer,
         log_append_time: Option<i64>,
@@ -162,8 +186,13 @@ enum Started {
 }
 
 impl LeaderSide {
-    /// Makes ready to promise offsets in `term`.
+    /// Makes ready to promise offsets in `term`. Whatever was promised in an earlier one is void: all of it that was ever committed is applied by now, as
+    /// leadership is announced after the first entry of the term.
     fn enter(&mut self, slot: &Slot, term: u64) -> Result<(), DataError> {
+        if term < self.term {
+            // Looked up before leadership was lost and won again.
+            return Err(DataError::NotLeader);
+        }
         let fresh = self.term != term;
         if !fresh && !self.broken {
             return Ok(());
@@ -186,16 +215,15 @@ impl LeaderSide {
     }
 
     /// The sealer of this session, under the newest version of the topic's key.
-    fn sealer(&mut self, located: &Located<'_>) -> Result<Arc<Sealer>, DataError> {
-        let newest = located.view.keys.latest();
+    fn sealer(&mut self, led: &Led) -> Result<Arc<Sealer>, DataError> {
+        let keys = &led.at.view.keys;
+        let newest = keys.latest();
         if let Some(sealer) = &self.sealer
             && Some(sealer.version()) == newest
         {
             return Ok(Arc::clone(sealer));
         }
-        let sealer = located
-            .view
-            .keys
+        let sealer = keys
             .sealer()?
             .ok_or_else(|| DataError::Command("the topic has no key".to_owned()))?;
         Ok(Arc::clone(self.sealer.insert(Arc::new(sealer))))
@@ -255,6 +283,25 @@ fn settle(slot: &Slot, term: u64, outcome: &Result<DataResponse, ProposeError>) 
         leader.in_flight = leader.in_flight.saturating_sub(1);
         leader.broken |= !used;
     }
+}
+
+/// How many replicas must have a batch before it is answered, when that is more than the majority which commits it.
+fn extra_copies(
+    handle: &Arc<ShardHandle>,
+    need: u32,
+) -> Result<Option<(Arc<ShardHandle>, usize)>, DataError> {
+    if need <= 1 {
+        return Ok(None);
+    }
+    let voters = handle.shard.status().voters.len();
+    let copies = usize::try_from(need).unwrap_or(usize::MAX);
+    if copies > voters {
+        return Err(DataError::NotEnoughReplicas {
+            have: u32::try_from(voters).unwrap_or(u32::MAX),
+            need,
+        });
+    }
+    Ok((copies > voters / 2 + 1).then(|| (Arc::clone(handle), copies)))
 }
 
 fn producer_of(valid: &ValidBatch) -> Option<ProducerBatch> {

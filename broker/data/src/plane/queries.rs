@@ -3,10 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use palisade_log::{LeaderEpoch, Offset, PartitionIndex, TopicId, segment::QuarantinedSegment};
+use palisade_log::{
+    LeaderEpoch, Offset, PartitionIndex, ShardId, TopicId, segment::QuarantinedSegment,
+};
 use palisade_shard::Command;
 
-use super::{DataPlane, ShardHandle, fetch::data_error, produce::unexpected};
+use super::{DataPlane, fetch::data_error, handle::ShardHandle, produce::unexpected};
 use crate::{
     command::{DataCommand, DataResponse},
     records::{first_record_at_or_after, first_record_with_max_timestamp},
@@ -24,12 +26,12 @@ impl DataPlane {
         partition: PartitionIndex,
         query: ListQuery,
     ) -> Result<Option<ListedOffset>, DataError> {
-        let located = self.locate(topic, partition)?;
-        let Some(partition) = located.partition() else {
+        let led = self.locate(topic, partition)?;
+        let Some(partition) = led.at.partition() else {
             let empty = ListedOffset {
                 offset: Offset::ZERO,
                 timestamp: -1,
-                leader_epoch: located.epoch(),
+                leader_epoch: led.epoch(),
             };
             return Ok(matches!(query, ListQuery::Earliest | ListQuery::Latest).then_some(empty));
         };
@@ -40,7 +42,7 @@ impl DataPlane {
                 .lock()
                 .epochs
                 .of(offset)
-                .unwrap_or_else(|| located.epoch())
+                .unwrap_or_else(|| led.epoch())
         };
         let timestamp = match query {
             ListQuery::Earliest => {
@@ -55,7 +57,7 @@ impl DataPlane {
                 return Ok(Some(ListedOffset {
                     offset: log.end_offset(),
                     timestamp: -1,
-                    leader_epoch: located.epoch(),
+                    leader_epoch: led.epoch(),
                 }));
             }
             ListQuery::MaxTimestamp => log.max_timestamp(),
@@ -70,7 +72,7 @@ impl DataPlane {
             .offset_for_timestamp(timestamp, from)
             .map_err(data_error)?
         {
-            let Some(batch) = located.read_batch(&partition, base.max(from))? else {
+            let Some(batch) = led.at.read_batch(&partition, base.max(from))? else {
                 return Ok(None);
             };
             let found = match query {
@@ -101,12 +103,8 @@ impl DataPlane {
         partition: PartitionIndex,
         before: Option<Offset>,
     ) -> Result<Offset, DataError> {
-        let located = self.locate(topic, partition)?;
-        let (start, end) = located
-            .partition()
-            .map_or((Offset::ZERO, Offset::ZERO), |partition| {
-                (partition.log.start_offset(), partition.log.end_offset())
-            });
+        let located = self.locate(topic, partition)?.at;
+        let (start, end) = located.ends();
         let offset = before.unwrap_or(end);
         if offset > end || offset < Offset::ZERO {
             return Err(DataError::OffsetOutOfRange { offset, start, end });
@@ -116,7 +114,7 @@ impl DataPlane {
         }
         match self
             .command(
-                located.handle,
+                &located.handle,
                 &DataCommand::AdvanceStart {
                     key: located.key,
                     offset,
@@ -140,9 +138,9 @@ impl DataPlane {
         partition: PartitionIndex,
         epoch: LeaderEpoch,
     ) -> Result<Option<(LeaderEpoch, Offset)>, DataError> {
-        let located = self.locate(topic, partition)?;
-        let current = located.epoch();
-        let Some(partition) = located.partition() else {
+        let led = self.locate(topic, partition)?;
+        let current = led.epoch();
+        let Some(partition) = led.at.partition() else {
             return Ok((epoch <= current).then_some((epoch, Offset::ZERO)));
         };
         let end = partition.log.end_offset();
@@ -156,9 +154,7 @@ impl DataPlane {
     /// The epoch in which this broker leads the partition; `None` when it does not.
     #[must_use]
     pub fn leader_epoch(&self, topic: TopicId, partition: PartitionIndex) -> Option<LeaderEpoch> {
-        self.locate(topic, partition)
-            .ok()
-            .map(|located| located.epoch())
+        self.locate(topic, partition).ok().map(|led| led.epoch())
     }
 
     /// First offset and high watermark.
@@ -170,10 +166,20 @@ impl DataPlane {
         topic: TopicId,
         partition: PartitionIndex,
     ) -> Result<(Offset, Offset), DataError> {
-        let partition = self.locate(topic, partition)?.partition();
-        Ok(partition.map_or((Offset::ZERO, Offset::ZERO), |partition| {
-            (partition.log.start_offset(), partition.log.end_offset())
-        }))
+        self.locate(topic, partition).map(|led| led.at.ends())
+    }
+
+    /// First offset and the one after the last as far as is applied here, whoever leads.
+    ///
+    /// # Errors
+    /// [`DataError::UnknownPartition`], [`DataError::NotLeader`] when this broker does not host the partition.
+    pub fn offsets_here(
+        &self,
+        topic: TopicId,
+        partition: PartitionIndex,
+    ) -> Result<(Offset, Offset), DataError> {
+        self.locate_replica(topic, partition)
+            .map(|located| located.ends())
     }
 
     /// First offset that is not visible yet.
@@ -209,7 +215,7 @@ impl DataPlane {
         topic: TopicId,
         partition: PartitionIndex,
     ) -> Result<Vec<ProducerInfo>, DataError> {
-        let partition = self.locate(topic, partition)?.partition();
+        let partition = self.locate(topic, partition)?.at.partition();
         Ok(partition.map_or_else(Vec::new, |partition| {
             partition.replicated.lock().producers.list()
         }))
@@ -236,8 +242,15 @@ impl DataPlane {
     /// Files that are damaged and therefore not served.
     #[must_use]
     pub fn quarantined(&self) -> Vec<Quarantined> {
+        self.quarantined_by_shard()
+            .into_iter()
+            .map(|(_, damaged)| damaged)
+            .collect()
+    }
+
+    pub(super) fn quarantined_by_shard(&self) -> Vec<(ShardId, Quarantined)> {
         let mut list = Vec::new();
-        self.each_partition(|_, slot, partition| {
+        self.each_partition(|handle, slot, partition| {
             let (topic, index) = slot.key;
             let damaged = |segment: QuarantinedSegment| Quarantined {
                 topic,
@@ -248,7 +261,8 @@ impl DataPlane {
                 base: segment.base,
                 end: segment.end,
             };
-            list.extend(partition.log.quarantined().into_iter().map(damaged));
+            let damaged = partition.log.quarantined().into_iter().map(damaged);
+            list.extend(damaged.map(|one| (handle.data.id, one)));
         });
         list
     }
@@ -256,7 +270,7 @@ impl DataPlane {
     /// Bytes that a restart would replay.
     #[must_use]
     pub fn unsaved_bytes(&self) -> u64 {
-        self.shards
+        self.handles()
             .values()
             .map(|handle| handle.data.unsaved.load(Ordering::Relaxed))
             .sum()
@@ -266,7 +280,7 @@ impl DataPlane {
         &self,
         mut visit: impl FnMut(&ShardHandle, &crate::slot::Slot, &crate::slot::Partition),
     ) {
-        for handle in self.shards.values() {
+        for handle in self.handles().values() {
             for slot in handle.data.slots() {
                 if let Some(partition) = slot.partition() {
                     visit(handle, &slot, &partition);

@@ -6,8 +6,11 @@ use palisade_log::{Offset, PartitionIndex, TopicId};
 use palisade_seal::PAYLOAD_OVERHEAD;
 use tokio::{sync::Notify, time::Instant};
 
-use super::DataPlane;
-use crate::slot::Slot;
+use super::{DataPlane, Located};
+use crate::{
+    slot::Slot,
+    types::{Access, DataError},
+};
 
 /// A partition that is waited for.
 struct Watched {
@@ -24,8 +27,21 @@ impl DataPlane {
     /// with one of them: fetching says what.
     ///
     /// Fetch and answer when this ends, whatever is there by then: limits of the request may keep it below `min_bytes`.
+    /// Wakes early when this broker ceases to lead one of the partitions.
     pub async fn wait_for_data(
         &self,
+        wanted: &[(TopicId, PartitionIndex, Offset)],
+        min_bytes: usize,
+        until: Instant,
+    ) {
+        self.wait_for_data_by(Access::Leader, wanted, min_bytes, until)
+            .await;
+    }
+
+    /// As [`DataPlane::wait_for_data`], for what is read by [`DataPlane::fetch`] or by [`DataPlane::fetch_replica`].
+    pub async fn wait_for_data_by(
+        &self,
+        access: Access,
         wanted: &[(TopicId, PartitionIndex, Offset)],
         min_bytes: usize,
         until: Instant,
@@ -33,7 +49,7 @@ impl DataPlane {
         let waiter = Arc::new(Notify::new());
         let mut watched = Vec::with_capacity(wanted.len());
         for &(topic, partition, offset) in wanted {
-            let Ok(located) = self.locate(topic, partition) else {
+            let Ok(located) = self.located_by(access, topic, partition) else {
                 return;
             };
             let slot = located.slot();
@@ -49,11 +65,11 @@ impl DataPlane {
             });
         }
         let min_bytes = min_bytes.max(1);
-        let Some(there) = self.bytes_there(&watched, min_bytes) else {
+        let Some(there) = self.bytes_there(access, &watched, min_bytes) else {
             return;
         };
         while self
-            .bytes_since(&watched)
+            .bytes_since(access, &watched)
             .is_some_and(|since| there.saturating_add(since) < min_bytes as u64)
         {
             if tokio::time::timeout_at(until, waiter.notified())
@@ -65,8 +81,23 @@ impl DataPlane {
         }
     }
 
+    pub(super) fn located_by(
+        &self,
+        access: Access,
+        topic: TopicId,
+        partition: PartitionIndex,
+    ) -> Result<Located, DataError> {
+        if self.is_stopping() {
+            return Err(DataError::Stopped);
+        }
+        match access {
+            Access::Leader => self.locate(topic, partition).map(|led| led.at),
+            Access::Replica => self.locate_replica(topic, partition),
+        }
+    }
+
     /// Bytes that can be read, counted up to `enough`. `None`: a fetch would fail.
-    fn bytes_there(&self, watched: &[Watched], enough: usize) -> Option<u64> {
+    fn bytes_there(&self, access: Access, watched: &[Watched], enough: usize) -> Option<u64> {
         let mut bytes = 0usize;
         for Watched {
             topic,
@@ -75,16 +106,15 @@ impl DataPlane {
             ..
         } in watched
         {
-            let (start, end) = self.offsets_of(*topic, *partition).ok()?;
+            let located = self.located_by(access, *topic, *partition).ok()?;
+            let (start, end) = located.ends();
             if *offset < start || *offset > end {
                 return None;
             }
             if *offset == end || bytes >= enough {
                 continue;
             }
-            let entries = self
-                .locate(*topic, *partition)
-                .ok()?
+            let entries = located
                 .partition()?
                 .log
                 .read(*offset, enough - bytes)
@@ -97,7 +127,7 @@ impl DataPlane {
     }
 
     /// Bytes that came since the wait began. `None`: a partition cannot be read any more.
-    fn bytes_since(&self, watched: &[Watched]) -> Option<u64> {
+    fn bytes_since(&self, access: Access, watched: &[Watched]) -> Option<u64> {
         watched.iter().try_fold(
             0u64,
             |sum,
@@ -108,7 +138,7 @@ impl DataPlane {
                  counted,
                  ..
              }| {
-                self.locate(*topic, *partition).ok()?;
+                self.located_by(access, *topic, *partition).ok()?;
                 let since = slot
                     .appended_bytes
                     .load(Ordering::Relaxed)

@@ -3,7 +3,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use super::RecordError;
 
 /// Magic of snappy-java's stream format, which Java clients wrap their blocks in; others send one bare block.
-const XERIAL_MAGIC: &[u8; 8] = &[0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
+pub(super) const XERIAL_MAGIC: &[u8; 8] = &[0x82, b'S', b'N', b'A', b'P', b'P', b'Y', 0];
 /// Magic, version and compatible version.
 const XERIAL_HEADER: usize = 16;
 /// A snappy copy element of three bytes makes 64: nothing expands further, so a larger claim is a lie.

@@ -7,6 +7,9 @@ pub const LOG_OVERHEAD: usize = 12;
 
 pub(super) const CRC_AT: usize = 17;
 pub(super) const ATTRIBUTES_AT: usize = 21;
+pub(super) const BATCH_LENGTH_AT: usize = 8;
+pub(super) const BASE_TIMESTAMP_AT: usize = 27;
+pub(super) const RECORD_COUNT_AT: usize = 57;
 pub(super) const MAX_TIMESTAMP_AT: usize = 35;
 const MAGIC_AT: usize = 16;
 const MAGIC: i8 = 2;
@@ -29,6 +32,7 @@ impl Attributes {
     const LOG_APPEND_TIME: i16 = 1 << 3;
     const TRANSACTIONAL: i16 = 1 << 4;
     const CONTROL: i16 = 1 << 5;
+    const DELETE_HORIZON: i16 = 1 << 6;
 
     /// The codec of the records.
     ///
@@ -61,6 +65,22 @@ impl Attributes {
     #[must_use]
     pub fn is_transactional(self) -> bool {
         self.0 & Self::TRANSACTIONAL != 0
+    }
+
+    /// The base timestamp is the time from which tombstones of the batch may be removed (KIP-534).
+    #[must_use]
+    pub fn has_delete_horizon(self) -> bool {
+        self.0 & Self::DELETE_HORIZON != 0
+    }
+
+    /// The same attributes, with a delete horizon.
+    pub(super) fn with_delete_horizon(self) -> Self {
+        Self(self.0 | Self::DELETE_HORIZON)
+    }
+
+    /// The same attributes for a batch that holds no records: no codec, no delete horizon.
+    pub(super) fn of_empty_batch(self) -> Self {
+        Self(self.0 & !(Self::CODEC | Self::DELETE_HORIZON))
     }
 
     /// Written by a broker for itself and its clients (transaction markers).
@@ -157,6 +177,14 @@ impl BatchHeader {
             base_sequence: i32::from_be_bytes(fields.take()),
             record_count: i32::from_be_bytes(fields.take()),
         })
+    }
+
+    /// When tombstones of the batch may be removed, ms.
+    #[must_use]
+    pub fn delete_horizon(&self) -> Option<i64> {
+        self.attributes
+            .has_delete_horizon()
+            .then_some(self.base_timestamp)
     }
 
     /// Offset of the last record.

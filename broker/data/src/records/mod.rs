@@ -22,7 +22,9 @@
 //! The base offset and the leader epoch lie before the checksummed part, so stamping them costs no second pass over the bytes.
 
 mod codec;
+mod encode;
 mod error;
+mod filter;
 mod header;
 mod scan;
 mod validate;
@@ -30,10 +32,13 @@ mod validate;
 #[cfg(test)]
 pub(crate) mod builder;
 #[cfg(test)]
+mod filter_tests;
+#[cfg(test)]
 mod tests;
 
 pub use codec::Codec;
 pub use error::RecordError;
+pub(crate) use filter::{Filter, Filtered, KeptRecords, each_key};
 pub use header::{Attributes, BatchHeader, HEADER_LEN, LOG_OVERHEAD, TimestampType, batches};
 pub use scan::{RecordInfo, first_record_at_or_after, first_record_with_max_timestamp};
 pub use validate::{Rules, ValidBatch, validate};

@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use palisade_seal::{FileKey, FileKeys, FileKind, HEADER_LIMIT};
+use palisade_seal::{DekVersion, FileKey, FileKeys, FileKind, HEADER_LIMIT, KeyRing};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, SegmentState,
+    FrameMeta, PartitionPlace, SegmentState,
     index::SparseIndex,
     meta::{EntryMeta, TAG},
     state::Damage,
@@ -47,16 +47,44 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(super) fn path(&self, base: Offset) -> PathBuf {
-        self.dir.join(format!("{:020}.seg", base.0))
+    pub(super) fn of(
+        place: PartitionPlace,
+        fs: Arc<dyn FileSystem>,
+        keys: Arc<FileKeys>,
+    ) -> Arc<Self> {
+        let context = [
+            place.topic.0.as_bytes().as_slice(),
+            &place.partition.0.to_be_bytes(),
+        ]
+        .concat();
+        Arc::new(Self {
+            dir: place.dir,
+            fs,
+            keys,
+            context,
+        })
     }
 
-    pub(super) fn quarantine_path(&self, base: Offset) -> PathBuf {
-        self.dir.join(format!("{:020}.seg.quarantined", base.0))
+    pub(super) fn path(&self, base: Offset, generation: u32) -> PathBuf {
+        self.dir.join(match generation {
+            0 => format!("{:020}.seg", base.0),
+            _ => format!("{:020}.{generation}.seg", base.0),
+        })
     }
 
-    fn context_of(&self, base: Offset) -> Vec<u8> {
-        [self.context.as_slice(), &base.0.to_be_bytes()].concat()
+    pub(super) fn quarantine_path(&self, base: Offset, generation: u32) -> PathBuf {
+        let mut path = self.path(base, generation).into_os_string();
+        path.push(".quarantined");
+        path.into()
+    }
+
+    /// A segment that was rewritten is bound to its generation: none can be put in place of a later one.
+    fn context_of(&self, base: Offset, generation: u32) -> Vec<u8> {
+        let mut context = [self.context.as_slice(), &base.0.to_be_bytes()].concat();
+        if generation > 0 {
+            context.extend_from_slice(&generation.to_be_bytes());
+        }
+        context
     }
 }
 
@@ -64,6 +92,7 @@ impl Surroundings {
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) base: Offset,
+    pub(super) generation: u32,
     around: Arc<Surroundings>,
     length: AtomicU64,
     ends: Mutex<Ends>,
@@ -73,6 +102,10 @@ pub(super) struct Segment {
     dirty: AtomicBool,
     sync_failed: Mutex<bool>,
     used: AtomicBool,
+    /// Set before the file goes: whoever does not find it then has not found damage.
+    removed: AtomicBool,
+    /// Nothing is appended to it any more, although it may be the last one.
+    closed: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +114,8 @@ struct Ends {
     begun_at: i64,
     max_timestamp: i64,
     appended_at: i64,
+    oldest_key: Option<DekVersion>,
+    horizon: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -102,13 +137,14 @@ impl Segment {
     pub(super) fn create(
         around: &Arc<Surroundings>,
         base: Offset,
+        generation: u32,
         now_ms: i64,
     ) -> Result<(Self, FrameWriter), LogError> {
-        let path = around.path(base);
+        let path = around.path(base, generation);
         let fs = &around.fs;
         let (key, header) = around
             .keys
-            .create(KIND, &around.context_of(base))
+            .create(KIND, &around.context_of(base, generation))
             .map_err(LogError::header(&path))?;
         let writer = FrameWriter::new(&key, LIMITS).map_err(LogError::header(&path))?;
         match fs.remove_file(&path) {
@@ -123,6 +159,7 @@ impl Segment {
         let frames_begin = header.len() as u64;
         let segment = Self {
             base,
+            generation,
             around: Arc::clone(around),
             length: AtomicU64::new(frames_begin),
             ends: Mutex::new(Ends {
@@ -130,6 +167,8 @@ impl Segment {
                 begun_at: now_ms,
                 max_timestamp: -1,
                 appended_at: now_ms,
+                oldest_key: None,
+                horizon: None,
             }),
             handle: Mutex::new(Some(Arc::new(Handle {
                 file,
@@ -141,6 +180,8 @@ impl Segment {
             dirty: AtomicBool::new(true),
             sync_failed: Mutex::new(false),
             used: AtomicBool::new(true),
+            removed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         };
         Ok((segment, writer))
     }
@@ -150,13 +191,14 @@ impl Segment {
         around: &Arc<Surroundings>,
         state: &SegmentState,
     ) -> Result<Self, LogError> {
-        let path = around.path(state.base);
+        let path = around.path(state.base, state.generation);
         let damage = match &state.damage {
             Some(damage) => Some(damage.clone()),
             None => cut_to(around.fs.as_ref(), &path, state.length)?,
         };
         Ok(Self {
             base: state.base,
+            generation: state.generation,
             around: Arc::clone(around),
             length: AtomicU64::new(state.length),
             ends: Mutex::new(Ends {
@@ -164,6 +206,8 @@ impl Segment {
                 begun_at: state.begun_at,
                 max_timestamp: state.max_timestamp,
                 appended_at: state.appended_at,
+                oldest_key: state.oldest_key,
+                horizon: state.horizon,
             }),
             handle: Mutex::new(None),
             index: RwLock::new(None),
@@ -171,18 +215,34 @@ impl Segment {
             dirty: AtomicBool::new(false),
             sync_failed: Mutex::new(false),
             used: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
+    }
+
+    /// Moves the file of a segment that was written elsewhere, and is durable, to where its partition is. Its content is bound to partition and offset, not to a
+    /// directory.
+    pub(super) fn adopt(around: &Arc<Surroundings>, other: &Self) -> Result<Self, LogError> {
+        let (from, to) = (other.path(), around.path(other.base, other.generation));
+        around
+            .fs
+            .rename(&from, &to)
+            .map_err(LogError::io("rename", &from))?;
+        Self::reopen(around, &other.state())
     }
 
     pub(super) fn state(&self) -> SegmentState {
         let ends = *self.ends.lock();
         SegmentState {
             base: self.base,
+            generation: self.generation,
             end: ends.end,
             length: self.length(),
             max_timestamp: ends.max_timestamp,
             begun_at: ends.begun_at,
             appended_at: ends.appended_at,
+            oldest_key: ends.oldest_key,
+            horizon: ends.horizon,
             damage: self.damage(),
         }
     }
@@ -206,9 +266,9 @@ impl Segment {
     /// The name that the file has now.
     pub(super) fn path(&self) -> PathBuf {
         if self.damage.lock().is_some() {
-            self.around.quarantine_path(self.base)
+            self.around.quarantine_path(self.base, self.generation)
         } else {
-            self.around.path(self.base)
+            self.around.path(self.base, self.generation)
         }
     }
 
@@ -227,7 +287,7 @@ impl Segment {
         payload: &[u8],
         now_ms: i64,
     ) -> Result<(), LogError> {
-        let path = || self.around.path(self.base);
+        let path = || self.around.path(self.base, self.generation);
         let entry = EntryMeta::new(*frame, payload).ok_or_else(|| {
             LogError::Invalid(format!(
                 "a payload of {} bytes is not a sealed batch",
@@ -269,6 +329,7 @@ impl Segment {
             ends.end = Offset(frame.last_offset.0.saturating_add(1));
             ends.max_timestamp = ends.max_timestamp.max(frame.max_timestamp);
             ends.appended_at = now_ms;
+            ends.oldest_key = earliest(ends.oldest_key, KeyRing::version_of(payload).ok());
         }
         self.length.store(
             position + (frame_len + payload.len()) as u64,
@@ -281,7 +342,7 @@ impl Segment {
     pub(super) fn sync(&self) -> Result<(), LogError> {
         // Held to the end: who comes second must not take a sync under way for one that is done.
         let mut failed = self.sync_failed.lock();
-        let file = self.around.path(self.base);
+        let file = self.around.path(self.base, self.generation);
         if *failed {
             let source = std::io::Error::other("an earlier sync of it failed");
             return Err(LogError::SyncFailed { file, source });
@@ -381,8 +442,8 @@ impl Segment {
         }
         *self.handle.lock() = None;
         let (from, to) = (
-            self.around.path(self.base),
-            self.around.quarantine_path(self.base),
+            self.around.path(self.base, self.generation),
+            self.around.quarantine_path(self.base, self.generation),
         );
         // The file may be gone: that is the damage then. The state carries the mark in any case.
         if let Err(error) = self.around.fs.rename(&from, &to) {
@@ -391,8 +452,45 @@ impl Segment {
         true
     }
 
+    /// Whether nothing is appended to it any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Lets nothing more be appended.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Ends a segment that was rewritten from others: what it covers, and how old it counts as, are theirs.
+    pub(super) fn finish(
+        &self,
+        end: Offset,
+        begun_at: i64,
+        appended_at: i64,
+        horizon: Option<i64>,
+    ) {
+        self.close();
+        let mut ends = self.ends.lock();
+        ends.end = end;
+        ends.begun_at = begun_at;
+        ends.appended_at = appended_at;
+        ends.horizon = horizon;
+    }
+
+    /// Whether the file was removed on purpose.
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// The file is about to go together with its directory.
+    pub(super) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
     /// Removes the file. Readers that have it open can go on reading.
     pub(super) fn remove(&self) -> Result<(), LogError> {
+        self.set_removed();
         let path = self.path();
         match self.around.fs.remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -477,7 +575,10 @@ impl Segment {
             .handle()?
             .file
             .read_full_at(&mut buffer, position)
-            .map_err(LogError::io("read", &self.around.path(self.base)))?;
+            .map_err(LogError::io(
+                "read",
+                &self.around.path(self.base, self.generation),
+            ))?;
         if read < want {
             return Err(self.corrupt(
                 position.saturating_add(read as u64),
@@ -510,7 +611,7 @@ impl Segment {
         if let Some(handle) = slot.as_ref() {
             return Ok(Arc::clone(handle));
         }
-        let path = self.around.path(self.base);
+        let path = self.around.path(self.base, self.generation);
         let file = self.around.fs.open(&path).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
                 self.corrupt(0, "the file is gone")
@@ -526,7 +627,11 @@ impl Segment {
         let (key, frames_begin) = self
             .around
             .keys
-            .open(KIND, &self.around.context_of(self.base), &header)
+            .open(
+                KIND,
+                &self.around.context_of(self.base, self.generation),
+                &header,
+            )
             .map_err(LogError::header(&path))?;
         let handle = Arc::new(Handle {
             file,
@@ -539,10 +644,18 @@ impl Segment {
 
     fn corrupt(&self, position: u64, reason: &str) -> LogError {
         LogError::Corrupt {
-            file: self.around.path(self.base),
+            file: self.around.path(self.base, self.generation),
             offset: position,
             reason: reason.to_owned(),
         }
+    }
+}
+
+/// The lower of two that may not be there.
+pub(super) fn earliest<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

@@ -32,13 +32,13 @@ impl SparseIndex {
         }
     }
 
-    /// Position of a frame at or before the one that holds `offset`.
+    /// Position of a frame at or before the one that holds `offset`, or is the next one when nothing does.
     pub(super) fn position_of(&self, offset: Offset) -> Option<u64> {
         let after = self
             .blocks
             .partition_point(|block| block.base_offset <= offset);
         self.blocks
-            .get(after.checked_sub(1)?)
+            .get(after.saturating_sub(1))
             .map(|block| block.position)
     }
 
@@ -73,6 +73,11 @@ mod tests {
         // Blocks begin at frames 0, 4, 8, ...: 40,000 bytes is the first step over the interval.
         assert_eq!(index.blocks.len(), 25);
         assert_eq!(index.position_of(Offset(0)), Some(100));
+        assert_eq!(
+            index.position_of(Offset(-1)),
+            Some(100),
+            "the first when none is before"
+        );
         assert_eq!(index.position_of(Offset(7)), Some(100));
         assert_eq!(index.position_of(Offset(8)), Some(40_100));
         assert_eq!(index.position_of(Offset(10_000)), Some(960_100));

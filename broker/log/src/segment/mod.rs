@@ -26,11 +26,19 @@
 //! An append never fails: what cannot be written now stays in memory, is readable, and is written by [`PartitionLog::flush`] later. The owner sees
 //! [`PartitionLog::backlog`] and stops accepting; the backlog is therefore bounded by what was accepted before.
 //!
+//! # Rewriting
+//!
+//! A closed segment is rewritten (compacted, or sealed under a newer key) by [`PartitionLog::rewrite`] into a file of the next generation,
+//! `<base>.<generation>.seg`, which is durable before it takes the place of the old ones in [`PartitionLog::state`]. The old files stay until
+//! [`PartitionLog::saved`] says that a manifest without them is durable: that manifest is the one atomic step, and whichever of the two is found after a crash,
+//! all files that it lists are there. Readers that are in an old segment finish with it; one that comes too late finds the new one.
+//!
 //! # Damage
 //!
 //! A frame or payload that is not what was written makes [`LogError::Corrupt`](crate::LogError::Corrupt) with file and position. The whole segment is then
 //! quarantined: renamed to `*.seg.quarantined`, kept for repair and listed by [`PartitionLog::quarantined`]; nothing of it is served any more.
 
+mod clean;
 mod file;
 mod index;
 mod meta;
@@ -38,8 +46,11 @@ mod partition;
 mod state;
 
 #[cfg(test)]
+mod clean_tests;
+#[cfg(test)]
 mod tests;
 
+pub use clean::{Cleaned, Rewrite, Rewritten};
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
-pub use state::{PartitionState, QuarantinedSegment, Rolling, SegmentState};
+pub use state::{Damage, PartitionState, QuarantinedSegment, Rolling, SegmentState};

@@ -1,3 +1,5 @@
+mod adopt;
+
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
@@ -12,7 +14,7 @@ use palisade_seal::FileKeys;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, PartitionState, QuarantinedSegment, Rolling,
+    Cleaned, FrameMeta, PartitionState, QuarantinedSegment, Rolling,
     file::{Segment, Surroundings},
     state::retention_start,
 };
@@ -41,27 +43,34 @@ pub enum Stored {
 /// The log of one partition. One thread appends; any thread reads.
 #[derive(Debug)]
 pub struct PartitionLog {
-    around: Arc<Surroundings>,
-    writer: Mutex<Writer>,
-    inner: RwLock<Inner>,
+    pub(super) around: Arc<Surroundings>,
+    pub(super) writer: Mutex<Writer>,
+    pub(super) inner: RwLock<Inner>,
     dir_changed: AtomicBool,
+    /// Set before the directory goes.
+    removed: AtomicBool,
+    /// Where it began, before anything was taken out of it.
+    begin: Offset,
 }
 
 #[derive(Debug, Default)]
-struct Writer {
+pub(super) struct Writer {
     /// The active segment's frame writer, and that segment's base offset.
-    frames: Option<(Offset, FrameWriter)>,
+    pub(super) frames: Option<(Offset, FrameWriter)>,
     scratch: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    start: Offset,
-    end: Offset,
-    /// In the order of their offsets; the last one is appended to.
-    segments: Vec<Arc<Segment>>,
+pub(super) struct Inner {
+    pub(super) start: Offset,
+    pub(super) end: Offset,
+    /// In the order of their offsets; the last one is appended to, unless it is closed.
+    pub(super) segments: Vec<Arc<Segment>>,
     /// What could not be written yet, after the last segment.
-    backlog: VecDeque<(FrameMeta, Bytes)>,
+    pub(super) backlog: VecDeque<(FrameMeta, Bytes)>,
+    /// Rewritten since, but a stored manifest may still list them.
+    pub(super) retired: Vec<Arc<Segment>>,
+    pub(super) cleaned: Cleaned,
 }
 
 impl PartitionLog {
@@ -76,34 +85,52 @@ impl PartitionLog {
         fs: Arc<dyn FileSystem>,
         keys: Arc<FileKeys>,
     ) -> Result<Self, LogError> {
-        let context = [
-            place.topic.0.as_bytes().as_slice(),
-            &place.partition.0.to_be_bytes(),
-        ]
-        .concat();
-        let around = Arc::new(Surroundings {
-            dir: place.dir,
-            fs,
-            keys,
-            context,
-        });
+        let around = Surroundings::of(place, fs, keys);
         remove_strays(&around, state)?;
         let mut segments = Vec::with_capacity(state.segments.len());
         for remembered in &state.segments {
             let segment = Segment::reopen(&around, remembered)?;
             segments.push(Arc::new(segment));
         }
-        Ok(Self {
+        let log = Self::with(around, state.start, state.end, segments);
+        log.inner.write().cleaned = state.cleaned;
+        Ok(log)
+    }
+
+    /// A log in a directory that nobody has used, without records: the first one gets offset `end`. Touches no disk, so it cannot fail. `start` may lie behind
+    /// `end` for a log that is to be filled with batches from elsewhere, of which the first begins before the first offset that exists.
+    #[must_use]
+    pub fn empty(
+        place: PartitionPlace,
+        start: Offset,
+        end: Offset,
+        fs: Arc<dyn FileSystem>,
+        keys: Arc<FileKeys>,
+    ) -> Self {
+        Self::with(Surroundings::of(place, fs, keys), start, end, Vec::new())
+    }
+
+    fn with(
+        around: Arc<Surroundings>,
+        start: Offset,
+        end: Offset,
+        segments: Vec<Arc<Segment>>,
+    ) -> Self {
+        Self {
+            begin: segments.first().map_or(end, |segment| segment.base),
             around,
             writer: Mutex::default(),
             inner: RwLock::new(Inner {
-                start: state.start,
-                end: state.end,
+                start,
+                end,
                 segments,
                 backlog: VecDeque::new(),
+                retired: Vec::new(),
+                cleaned: Cleaned::default(),
             }),
             dir_changed: AtomicBool::new(false),
-        })
+            removed: AtomicBool::new(false),
+        }
     }
 
     /// Appends a batch, which must begin at the end of the log. `rolling` says when a new segment begins, `now_ms` the broker's clock.
@@ -156,6 +183,9 @@ impl PartitionLog {
     /// The first failure; the rest goes on waiting.
     pub fn flush(&self, rolling: Rolling, now_ms: i64) -> Result<(), LogError> {
         let mut writer = self.writer.lock();
+        if self.is_removed() {
+            return Ok(());
+        }
         loop {
             let Some((meta, payload)) = self.inner.read().backlog.front().cloned() else {
                 return Ok(());
@@ -183,20 +213,26 @@ impl PartitionLog {
     /// [`LogError::Corrupt`] when the place is damaged, found now or before; I/O errors.
     pub fn read(
         &self,
-        from: Offset,
+        mut from: Offset,
         max_bytes: usize,
     ) -> Result<Vec<(FrameMeta, Bytes)>, LogError> {
-        let segment = {
-            let inner = self.inner.read();
-            match inner.segment_of(from) {
-                Some(segment) => Arc::clone(segment),
-                None => return Ok(inner.read_backlog(from, max_bytes)),
+        loop {
+            let segment = {
+                let inner = self.inner.read();
+                match inner.segment_of(from) {
+                    Some(segment) => Arc::clone(segment),
+                    None => return Ok(inner.read_backlog(from, max_bytes)),
+                }
+            };
+            self.check(&segment)?;
+            match segment.read(from, max_bytes) {
+                // Taken out of the list before it was removed: the next turn finds another.
+                Err(_) if segment.is_removed() => {}
+                // Compacted away up to its end.
+                Ok(found) if found.is_empty() && segment.end() > from => from = segment.end(),
+                outcome => return outcome.inspect_err(|error| self.found(&segment, error)),
             }
-        };
-        self.check(&segment)?;
-        segment
-            .read(from, max_bytes)
-            .inspect_err(|error| self.found(&segment, error))
+        }
     }
 
     /// Base offset of the first batch at or after `from` that reaches `timestamp`, ms. Which record of it does is for its reader to see.
@@ -219,9 +255,10 @@ impl PartitionLog {
             {
                 continue;
             }
-            let found = segment
-                .find_time(timestamp, start)
-                .inspect_err(|error| self.found(&segment, error))?;
+            let found = match segment.find_time(timestamp, start) {
+                Err(_) if segment.is_removed() => continue,
+                outcome => outcome.inspect_err(|error| self.found(&segment, error))?,
+            };
             if let Some(frame) = found {
                 return Ok(Some(frame.base_offset));
             }
@@ -317,8 +354,14 @@ impl PartitionLog {
         let segments = self.inner.read().segments.clone();
         for segment in segments {
             if segment.damage().is_none() {
-                segment.sync()?;
+                match segment.sync() {
+                    Err(_) if segment.is_removed() => {}
+                    outcome => outcome?,
+                }
             }
+        }
+        if self.is_removed() {
+            return Ok(());
         }
         if self.dir_changed.swap(false, Ordering::AcqRel) {
             let synced = self.around.fs.sync_dir(&self.around.dir);
@@ -342,6 +385,7 @@ impl PartitionLog {
                 .iter()
                 .map(|segment| segment.state())
                 .collect(),
+            cleaned: inner.cleaned,
         }
     }
 
@@ -365,7 +409,7 @@ impl PartitionLog {
     /// Takes the segment that holds `offset` out of service: for a reader that found the batch there to be damaged under the topic's key.
     pub fn quarantine(&self, offset: Offset, reason: &str) {
         let segment = self.inner.read().segment_of(offset).cloned();
-        if let Some(segment) = segment
+        if let Some(segment) = segment.filter(|segment| !segment.is_removed())
             && segment.quarantine(0, reason)
         {
             self.dir_changed.store(true, Ordering::Release);
@@ -380,11 +424,34 @@ impl PartitionLog {
         }
     }
 
-    /// Removes the directory and everything in it.
+    /// Whether [`PartitionLog::retire`] was called: nothing can be read then, which is no damage.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// Ends the use of the log, whose files are about to go: it is empty for those who still hold it.
+    pub fn retire(&self) {
+        // No batch is on its way to a file then, and none will be.
+        let mut writer = self.writer.lock();
+        writer.frames = None;
+        self.removed.store(true, Ordering::Release);
+        {
+            let mut inner = self.inner.write();
+            let inner = &mut *inner;
+            for segment in inner.segments.drain(..).chain(inner.retired.drain(..)) {
+                segment.set_removed();
+            }
+            inner.backlog.clear();
+        }
+    }
+
+    /// Retires the log, and removes its directory with everything in it.
     ///
     /// # Errors
     /// The operating system's.
     pub fn remove(&self) -> Result<(), LogError> {
+        self.retire();
         match self.around.fs.remove_dir_all(&self.around.dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(LogError::io("remove", &self.around.dir)(error))
@@ -405,6 +472,7 @@ impl PartitionLog {
         let active = self.inner.read().segments.last().cloned();
         let active = active.filter(|segment| {
             segment.damage().is_none()
+                && !segment.is_closed()
                 && (segment.end() == segment.base || !rolling.is_full(&segment.state(), now_ms))
         });
         if let Some(segment) = active {
@@ -446,7 +514,7 @@ impl PartitionLog {
                 .create_dir_all(dir)
                 .map_err(LogError::io("create", dir))?;
         }
-        let (segment, frames) = Segment::create(&self.around, base, now_ms)?;
+        let (segment, frames) = Segment::create(&self.around, base, 0, now_ms)?;
         let segment = Arc::new(segment);
         self.dir_changed.store(true, Ordering::Release);
         writer.frames = Some((base, frames));
@@ -469,12 +537,13 @@ impl PartitionLog {
     }
 
     /// Takes the segment out of service when `error` says that it is damaged.
-    fn found(&self, segment: &Segment, error: &LogError) {
-        if let LogError::Corrupt {
-            file,
-            offset,
-            reason,
-        } = error
+    pub(super) fn found(&self, segment: &Segment, error: &LogError) {
+        if !segment.is_removed()
+            && let LogError::Corrupt {
+                file,
+                offset,
+                reason,
+            } = error
             && segment.quarantine(*offset, reason)
         {
             self.dir_changed.store(true, Ordering::Release);
@@ -520,13 +589,10 @@ fn remove_strays(around: &Surroundings, state: &PartitionState) -> Result<(), Lo
     for name in names {
         let path = around.dir.join(&name);
         let listed = state.segments.iter().any(|segment| {
-            let expected = if segment.damage.is_some() {
-                around.quarantine_path(segment.base)
-            } else {
-                around.path(segment.base)
-            };
+            let quarantined = around.quarantine_path(segment.base, segment.generation);
+            let expected = around.path(segment.base, segment.generation);
             // Quarantined after the manifest was written: the mark is made again, the file must stay for repair.
-            path == expected || path == around.quarantine_path(segment.base)
+            (path == expected && segment.damage.is_none()) || path == quarantined
         });
         if !listed && name.contains(".seg") {
             around

@@ -1,5 +1,7 @@
+use palisade_seal::DekVersion;
 use serde::{Deserialize, Serialize};
 
+use super::Cleaned;
 use crate::Offset;
 
 /// What a manifest remembers of a partition's log.
@@ -11,6 +13,20 @@ pub struct PartitionState {
     pub end: Offset,
     /// The segments, in the order of their offsets.
     pub segments: Vec<SegmentState>,
+    /// What was compacted of it.
+    pub cleaned: Cleaned,
+}
+
+impl PartitionState {
+    /// The state after the first offset was raised to `start`, when it is higher: without the segments that lie before it.
+    #[must_use]
+    pub fn advanced_to(mut self, start: Offset) -> Self {
+        self.start = self.start.max(start.min(self.end));
+        let start = self.start;
+        self.segments
+            .retain(|segment| segment.end > start || segment.end == segment.base);
+        self
+    }
 }
 
 /// What a manifest remembers of a segment.
@@ -18,6 +34,8 @@ pub struct PartitionState {
 pub struct SegmentState {
     /// Offset of its first record, and its file name.
     pub base: Offset,
+    /// How often it was rewritten; part of its file name when it was.
+    pub generation: u32,
     /// Offset after its last record.
     pub end: Offset,
     /// Bytes of the file that count; the rest is cut off.
@@ -28,6 +46,10 @@ pub struct SegmentState {
     pub begun_at: i64,
     /// When it was last appended to on this broker's clock, ms: its age when no record has a timestamp.
     pub appended_at: i64,
+    /// Oldest version of the topic's key that a batch of it is sealed under; `None` when it holds no sealed batch.
+    pub oldest_key: Option<DekVersion>,
+    /// When the first of its tombstones may be removed, ms; `None` when it has none that were compacted.
+    pub horizon: Option<i64>,
     /// Set once damage was found in it.
     pub damage: Option<Damage>,
 }
@@ -108,11 +130,14 @@ mod tests {
     fn segment(base: i64, length: u64, max_timestamp: i64) -> SegmentState {
         SegmentState {
             base: Offset(base),
+            generation: 0,
             end: Offset(base + 10),
             length,
             max_timestamp,
             begun_at: 0,
             appended_at: 500,
+            oldest_key: None,
+            horizon: None,
             damage: None,
         }
     }

@@ -1,6 +1,8 @@
 //! Partition segments against a model, and one test for each kind of trouble.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod moving;
+
 use std::{fs, path::Path, sync::Arc};
 
 use crate::{

@@ -82,6 +82,12 @@ impl Queue {
         self.work.notify_one();
     }
 
+    /// As [`Queue::push`], for what forgets a shard: a release from before must not come after it.
+    pub(super) fn forget(&self, shard: ShardId, group: Group) {
+        self.state.lock().releases.remove(&shard);
+        self.push(group);
+    }
+
     pub(super) fn release(&self, shard: ShardId, through: u64) {
         let mut state = self.state.lock();
         let released = state.releases.entry(shard).or_default();

@@ -34,6 +34,11 @@ impl Span {
         }
     }
 
+    /// Nothing of the shard in it is needed any more.
+    pub(super) fn forget(&mut self, shard: ShardId) {
+        self.highest.remove(&shard);
+    }
+
     pub(super) fn note(&mut self, record: &WalRecord) {
         if !record.is_sticky() {
             let highest = self.highest.entry(record.shard).or_default();
@@ -66,6 +71,14 @@ pub(super) struct Recovered {
 impl Recovered {
     fn take(&mut self, span: &mut Span, records: Vec<WalRecord>) {
         for record in records {
+            if record.kind == WalRecord::FORGOTTEN {
+                let shard = record.shard;
+                span.forget(shard);
+                self.spans.iter_mut().for_each(|span| span.forget(shard));
+                self.sticky.retain(|(other, _), _| *other != shard);
+                self.records.retain(|other| other.shard != shard);
+                continue;
+            }
             span.note(&record);
             if record.is_sticky() {
                 self.sticky.insert((record.shard, record.kind), record);

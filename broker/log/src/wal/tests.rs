@@ -613,3 +613,42 @@ fn a_panicking_callback_is_not_silent() {
         Err(WalError::Failed(_))
     ));
 }
+
+#[test]
+fn a_shard_that_is_forgotten_begins_anew_and_frees_its_files() {
+    let bench = Bench::new();
+    let (wal, _) = bench.open();
+    let vote = |text: &str| WalRecord {
+        kind: WalRecord::STICKY,
+        payload: Bytes::new(),
+        ..record(1, 0, text)
+    };
+    append(&wal, vec![vote("old"), record(2, 1, "stays")]).unwrap();
+    let last = fill(&bench, &wal, 1, 1, 3);
+    // Not done yet when the shard is forgotten: it must not hit what comes after.
+    wal.release(ShardId(1), last);
+    let (sender, receiver) = mpsc::channel();
+    wal.forget(ShardId(1), move |result| sender.send(result).unwrap());
+    receiver
+        .recv_timeout(Duration::from_secs(20))
+        .unwrap()
+        .unwrap();
+    drop(wal);
+    let (wal, found) = bench.open();
+    assert_eq!(found, [record(2, 1, "stays")]);
+
+    append(&wal, vec![record(1, 1, "anew")]).unwrap();
+    wal.release(ShardId(2), 1);
+    eventually("the older files are free", || bench.files().len() == 1);
+    drop(wal);
+    let (wal, found) = bench.open();
+    assert_eq!(
+        found,
+        [record(1, 1, "anew")],
+        "below what had been released before"
+    );
+    append(&wal, vec![vote("new")]).unwrap();
+    fill(&bench, &wal, 1, 2, 2);
+    drop(wal);
+    assert_eq!(bench.open().1[0], vote("new"));
+}

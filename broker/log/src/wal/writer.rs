@@ -227,7 +227,11 @@ impl Writer {
         self.current.position = self.current.position.saturating_add(length);
         self.next_sequence = self.next_sequence.saturating_add(1);
         for record in groups.iter().flat_map(|group| &group.records) {
-            if record.is_sticky() {
+            if record.kind == WalRecord::FORGOTTEN {
+                let shard = record.shard;
+                self.spans.iter_mut().for_each(|span| span.forget(shard));
+                self.sticky.retain(|(other, _), _| *other != shard);
+            } else if record.is_sticky() {
                 self.sticky
                     .insert((record.shard, record.kind), record.clone());
             } else if let Some(span) = self.spans.back_mut() {

@@ -19,11 +19,12 @@ use palisade_log::{
 use palisade_seal::{
     DekVersion, DirectoryProvider, FileKeys, KeyProvider, KeyRing, SealError, SecretKey,
 };
+use palisade_shard::{Formation, NoPeers};
 use parking_lot::Mutex;
 
 use crate::{
-    Acks, Appended, Catalog, DataError, DataOptions, DataPlane, Fetched, Isolation, TopicSettings,
-    TopicView,
+    Acks, Appended, Catalog, CleanerOptions, DataError, DataOptions, DataPlane, Fetched, Isolation,
+    TopicSettings, TopicView,
     records::{
         Rules, TimestampType, batches,
         builder::{TestBatch, TestRecord},
@@ -64,6 +65,7 @@ impl TestCatalog {
             retention_ms: None,
             retention_bytes: None,
             delete: true,
+            compaction: None,
         };
         change(&mut settings);
         let partitions = (0..partitions).map(|n| ShardId(1 + n % 2)).collect();
@@ -136,6 +138,7 @@ pub(super) struct Bench {
     pub(super) catalog: Arc<TestCatalog>,
     pub(super) wal_file_bytes: u64,
     pub(super) checkpoint_wal_bytes: u64,
+    pub(super) cleaner: CleanerOptions,
     /// Without the file system that can fail, which remembers what was written.
     pub(super) real_files: bool,
 }
@@ -149,6 +152,11 @@ impl Bench {
             catalog: Arc::default(),
             wal_file_bytes: 4 << 20,
             checkpoint_wal_bytes: u64::MAX,
+            // Only when a test says so.
+            cleaner: CleanerOptions {
+                interval: Duration::from_secs(3600),
+                ..CleanerOptions::default()
+            },
             real_files: false,
         }
     }
@@ -163,7 +171,7 @@ impl Bench {
         Arc::new(FileKeys::new(provider))
     }
 
-    fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
+    pub(super) fn fs(&self, faulty: &FaultFs) -> Arc<dyn FileSystem> {
         if self.real_files {
             Arc::new(RealFs)
         } else {
@@ -171,7 +179,10 @@ impl Bench {
         }
     }
 
-    fn open_wal(&self, keys: &Arc<FileKeys>) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
+    pub(super) fn open_wal(
+        &self,
+        keys: &Arc<FileKeys>,
+    ) -> (Arc<Wal>, BTreeMap<ShardId, Vec<WalRecord>>) {
         let options = WalOptions {
             fs: self.fs(&self.wal_fs),
             file_bytes: self.wal_file_bytes,
@@ -200,15 +211,19 @@ impl Bench {
     pub(super) async fn try_start(&self, keys: Arc<FileKeys>) -> Result<Arc<DataPlane>, DataError> {
         let (wal, recovered) = self.open_wal(&keys);
         let options = DataOptions {
-            data_shards: 2,
             checkpoint_wal_bytes: self.checkpoint_wal_bytes,
             housekeeping: Duration::from_millis(100),
             fs: self.fs(&self.data_fs),
             on_sync_failure: Arc::new(|_| {}),
+            cleaner: self.cleaner,
             ..DataOptions::new(self.data_dir())
         };
         let catalog: Arc<dyn Catalog> = Arc::clone(&self.catalog) as _;
-        let plane = DataPlane::open(options, wal, recovered, keys, catalog).await?;
+        let plane =
+            DataPlane::open(options, wal, recovered, keys, catalog, Arc::new(NoPeers)).await?;
+        for shard in [1, 2] {
+            plane.host(ShardId(shard), Formation::Alone).await?;
+        }
         plane.ready().await;
         Ok(plane)
     }
@@ -225,8 +240,11 @@ impl Bench {
         if let Some(task) = plane.housekeeper.lock().take() {
             task.abort();
         }
-        for handle in plane.shards.values() {
-            handle.shard.shutdown().await;
+        if let Some(task) = plane.cleaner.lock().take() {
+            task.abort();
+        }
+        for handle in plane.handles().values() {
+            handle.stop().await;
         }
         drop(plane);
     }

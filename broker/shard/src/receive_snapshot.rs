@@ -1,0 +1,210 @@
+//! Receiving a snapshot: one at a time, kept aside until it is complete.
+//!
+//! A task takes the steps of transfers in the order in which they arrive, and does on other threads what may wait for a disk. A transfer is forgotten when
+//! another begins, when its sender abandons it, when something is wrong with it, or when nothing comes for a while.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use openraft::{Raft, alias::SnapshotOf, async_runtime::watch::WatchReceiver};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    CheckpointError, Incoming, Message, NodeId, StateMachine,
+    engine::{Machine, Shared},
+    raft_types::{Place, Types, Vote},
+    snapshot::SnapshotData,
+    wire::{self, Begin, Part},
+};
+
+/// Steps that may wait; a sender has few under way.
+const MOST_STEPS: usize = 16;
+/// How long nothing may come before a transfer is forgotten.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// The way to the task. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Receiver(mpsc::Sender<(NodeId, Step, oneshot::Sender<Message>)>);
+
+/// A step of a transfer.
+pub(crate) enum Step {
+    Begin(Box<Begin>),
+    Part(Part),
+    End(Part),
+    Abandon(Part),
+}
+
+impl Receiver {
+    /// A receiver and what its task has to do.
+    pub(crate) fn new() -> (Self, Steps) {
+        let (sender, steps) = mpsc::channel(MOST_STEPS);
+        (Self(sender), Steps(steps))
+    }
+
+    pub(crate) fn step(&self, from: NodeId, step: Step) -> BoxFuture<'static, Message> {
+        let (answer, answered) = oneshot::channel();
+        match self.0.try_send((from, step, answer)) {
+            Ok(()) => async move {
+                let answer = answered.await;
+                answer.unwrap_or_else(|_| wire::refused("the shard has stopped"))
+            }
+            .boxed(),
+            Err(_) => {
+                std::future::ready(wire::refused("too many parts of snapshots wait here")).boxed()
+            }
+        }
+    }
+}
+
+pub(crate) struct Steps(mpsc::Receiver<(NodeId, Step, oneshot::Sender<Message>)>);
+
+/// A transfer under way.
+struct Transfer {
+    from: NodeId,
+    id: u64,
+    vote: Vote,
+    place: Place,
+    next: u64,
+    incoming: Box<dyn Incoming>,
+}
+
+/// Does what the steps say, until the shard stops.
+pub(crate) async fn receive<S: StateMachine>(
+    raft: Raft<Types<S::Response>, Machine<S>>,
+    shared: Arc<Shared<S>>,
+    mut steps: Steps,
+) {
+    let mut current = None;
+    loop {
+        let step = match current.is_some() {
+            false => steps.0.recv().await,
+            true => match tokio::time::timeout(IDLE, steps.0.recv()).await {
+                Ok(step) => step,
+                Err(_) => {
+                    discard(current.take());
+                    continue;
+                }
+            },
+        };
+        let Some((from, step, answer)) = step else {
+            return;
+        };
+        let message = match step {
+            Step::Begin(begin) => {
+                discard(current.take());
+                match start(&raft, &shared, from, *begin).await {
+                    Ok((transfer, have)) => {
+                        current = Some(transfer);
+                        wire::have(have)
+                    }
+                    Err(message) => message,
+                }
+            }
+            Step::Part(part) => match take(&mut current, from, &part) {
+                Err(message) => message,
+                Ok(transfer) => match keep(transfer, part.bytes).await {
+                    Ok(transfer) => {
+                        current = Some(transfer);
+                        wire::plain(wire::TAKEN)
+                    }
+                    Err(error) => {
+                        tracing::warn!(shard = %shared.shard, %from, %error, "a part of a snapshot was refused");
+                        wire::refused(&error.to_string())
+                    }
+                },
+            },
+            Step::End(part) => match take(&mut current, from, &part) {
+                Err(message) => message,
+                Ok(transfer) => install(&raft, transfer).await,
+            },
+            Step::Abandon(part) => {
+                if current
+                    .as_ref()
+                    .is_some_and(|current| (current.from, current.id) == (from, part.transfer))
+                {
+                    discard(current.take());
+                }
+                wire::plain(wire::TAKEN)
+            }
+        };
+        // Nobody waits any more when the connection broke.
+        let _ = answer.send(message);
+    }
+}
+
+async fn start<S: StateMachine>(
+    raft: &Raft<Types<S::Response>, Machine<S>>,
+    shared: &Arc<Shared<S>>,
+    from: NodeId,
+    begin: Begin,
+) -> Result<(Transfer, Bytes), Message> {
+    let known = raft.server_metrics().borrow_watched().vote;
+    if known > begin.vote {
+        return Err(wire::with_vote(wire::OUTVOTED, &known));
+    }
+    let shared = Arc::clone(shared);
+    let description = begin.description;
+    let received = tokio::task::spawn_blocking(move || {
+        let state = shared.state.lock();
+        match state.broken {
+            true => Err(CheckpointError::Stopped),
+            false => state.machine.receive(description),
+        }
+    });
+    let (incoming, have) = match received.await {
+        Ok(Ok(received)) => received,
+        Ok(Err(error)) => return Err(wire::refused(&error.to_string())),
+        Err(error) => return Err(wire::refused(&error.to_string())),
+    };
+    let transfer = Transfer {
+        from,
+        id: begin.transfer,
+        vote: begin.vote,
+        place: begin.place,
+        next: 0,
+        incoming,
+    };
+    Ok((transfer, have))
+}
+
+/// Takes the transfer out if this part is its next.
+fn take(current: &mut Option<Transfer>, from: NodeId, part: &Part) -> Result<Transfer, Message> {
+    let is_next = |transfer: &mut Transfer| {
+        (transfer.from, transfer.id, transfer.next) == (from, part.transfer, part.sequence)
+    };
+    current
+        .take_if(is_next)
+        .ok_or_else(|| wire::refused("this snapshot is not being received, or a part is missing"))
+}
+
+async fn keep(mut transfer: Transfer, bytes: Bytes) -> Result<Transfer, CheckpointError> {
+    let kept = tokio::task::spawn_blocking(move || {
+        transfer.incoming.chunk(bytes)?;
+        transfer.next = transfer.next.saturating_add(1);
+        Ok(transfer)
+    });
+    kept.await
+        .map_err(|error| CheckpointError::Write(error.to_string()))?
+}
+
+async fn install<S: StateMachine>(
+    raft: &Raft<Types<S::Response>, Machine<S>>,
+    transfer: Transfer,
+) -> Message {
+    let snapshot = SnapshotOf::<Types<S::Response>, SnapshotData> {
+        meta: transfer.place,
+        snapshot: SnapshotData::Received(transfer.incoming),
+    };
+    match raft.install_full_snapshot(transfer.vote, snapshot).await {
+        Ok(response) => wire::with_vote(wire::INSTALLED, &response.vote),
+        Err(_) => wire::refused("the shard has stopped"),
+    }
+}
+
+/// Forgets a transfer. What it kept aside is removed where that may take its time.
+fn discard(transfer: Option<Transfer>) {
+    if let Some(transfer) = transfer {
+        drop(tokio::task::spawn_blocking(move || drop(transfer)));
+    }
+}

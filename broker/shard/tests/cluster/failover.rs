@@ -1,0 +1,186 @@
+//! Elections, and what becomes of proposals when the leader changes.
+
+use std::{collections::BTreeSet, time::Duration, time::Instant};
+
+use palisade_shard::ProposeError;
+
+use crate::harness::{Cluster, PATIENCE, command, eventually, timing};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_leader_answers_is_on_all_replicas_in_order() {
+    let cluster = Cluster::formed(3).await;
+    let leader = cluster.leader().await;
+    cluster.propose(leader, 0..2000, 100).await;
+    assert_eq!(cluster.agreed().await, (0..2000).collect::<Vec<_>>());
+    let status = cluster.replicas[leader].shard().status();
+    assert_eq!(status.voters, cluster.ids());
+    let all = status.last_index;
+    cluster.replicas[leader]
+        .shard()
+        .replicated(all, 3)
+        .await
+        .unwrap();
+    assert_eq!(cluster.replicas[leader].shard().status().copies(all), 3);
+    for replica in &cluster.replicas {
+        let view = *replica.shard().leader().borrow();
+        assert_eq!(view.leader, Some(cluster.replicas[leader].id));
+        assert_eq!(view.term, status.term);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_is_replaced_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::formed(3).await;
+    let old = cluster.leader().await;
+    cluster.propose(old, 0..100, 100).await;
+    cluster.net.isolate(cluster.replicas[old].id, cluster.ids());
+    let pending: Vec<_> = (1000..1040)
+        .map(|number| cluster.replicas[old].shard().propose(command(number, 100)))
+        .collect();
+    let new = cluster.leader_among(|place| place != old).await;
+    cluster.propose(new, 100..200, 100).await;
+    for answer in pending {
+        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap();
+        assert!(
+            matches!(answer, Err(ProposeError::NotLeader(_))),
+            "{answer:?}"
+        );
+    }
+    assert!(
+        cluster.replicas[old]
+            .shard()
+            .leadership()
+            .borrow()
+            .is_none()
+    );
+    assert_eq!(cluster.replicas[old].shard().leader().borrow().leader, None);
+    cluster.net.heal();
+    let agreed = cluster.agreed().await;
+    assert_eq!(agreed, (0..200).collect::<Vec<_>>());
+
+    // What was cut off does not come back, whatever the power does and whatever was released.
+    for checkpoint in [false, true] {
+        if checkpoint {
+            cluster.replicas[old].shard().checkpoint().await.unwrap();
+        }
+        cluster.crash(old, || false).await;
+        cluster.restart(old).await;
+        assert_eq!(cluster.agreed().await, agreed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_leader_is_replaced_at_once_when_its_connections_break() {
+    let mut cluster = Cluster::formed(3).await;
+    let old = cluster.leader().await;
+    cluster.propose(old, 0..10, 100).await;
+    cluster.agreed().await;
+    let gone = cluster.replicas[old].id;
+    cluster.stop(old).await;
+    let begun = Instant::now();
+    for replica in cluster.replicas.iter().filter(|replica| replica.runs()) {
+        replica.shard().peer_lost(gone);
+    }
+    let new = cluster.leader_among(|place| place != old).await;
+    let took = begun.elapsed();
+    assert!(took < timing().election_max / 2, "{took:?}");
+    cluster.propose(new, 10..20, 100).await;
+    cluster.restart(old).await;
+    assert_eq!(cluster.agreed().await, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_was_cut_off_does_not_disturb_when_it_is_back() {
+    let cluster = Cluster::formed(3).await;
+    let leader = cluster.leader().await;
+    let term = cluster.replicas[leader].shard().status().term;
+    let other = (leader + 1) % 3;
+    cluster
+        .net
+        .isolate(cluster.replicas[other].id, cluster.ids());
+    let mut view = cluster.replicas[other].shard().leader();
+    view.wait_for(|view| view.leader.is_none()).await.unwrap();
+    // Long enough for several attempts to be elected.
+    tokio::time::sleep(timing().election_max * 4).await;
+    cluster.propose(leader, 0..50, 100).await;
+    cluster.net.heal();
+    assert_eq!(cluster.agreed().await.len(), 50);
+    tokio::time::sleep(timing().election_max * 2).await;
+    for replica in &cluster.replicas {
+        let status = replica.shard().status();
+        assert_eq!(status.term, term, "nobody had to campaign");
+        assert_eq!(status.leader, Some(cluster.replicas[leader].id));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_under_load_without_a_lost_or_doubled_answer() {
+    let cluster = Cluster::formed(3).await;
+    let mut next = 0;
+    let mut answered = BTreeSet::new();
+    for _ in 0..4 {
+        let leader = cluster.leader().await;
+        let to = (leader + 1) % 3;
+        let shard = cluster.replicas[leader].shard();
+        let mut before: std::collections::VecDeque<_> = (next..next + 300)
+            .map(|number| (number, shard.propose(command(number, 1000))))
+            .collect();
+        for (number, answer) in before.drain(..100) {
+            assert!(answer.await.unwrap().1 == number && answered.insert(number));
+        }
+        next += 300;
+        let moving = shard.transfer_leadership(cluster.replicas[to].id);
+        let during = async {
+            let mut answers = Vec::new();
+            for number in next..next + 300 {
+                answers.push((number, shard.propose(command(number, 1000))));
+                tokio::task::yield_now().await;
+            }
+            answers
+        };
+        let (moved, during) = tokio::join!(moving, during);
+        moved.unwrap();
+        next += 300;
+        for (number, answer) in before.into_iter().chain(during) {
+            match tokio::time::timeout(PATIENCE, answer).await.unwrap() {
+                Ok((_, same)) => assert!(same == number && answered.insert(number)),
+                Err(ProposeError::NotLeader(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        eventually("the other leads", || {
+            let leads = cluster.replicas[to].shard().leadership().borrow().is_some();
+            leads.then_some(())
+        })
+        .await;
+    }
+    let agreed = cluster.agreed().await;
+    let unique: BTreeSet<u64> = agreed.iter().copied().collect();
+    assert_eq!(unique.len(), agreed.len(), "nothing twice");
+    assert!(answered.is_subset(&unique), "nothing lost");
+    assert!(answered.len() >= 400, "{}", answered.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handover_that_is_not_taken_ends_and_the_shard_goes_on() {
+    let mut cluster = Cluster::formed(3).await;
+    let leader = cluster.leader().await;
+    let to = (leader + 1) % 3;
+    cluster.agreed().await;
+    // Transfers are lost.
+    cluster.net.poison(5);
+    let moved = cluster.replicas[leader]
+        .shard()
+        .transfer_leadership(cluster.replicas[to].id)
+        .await;
+    if moved.is_err() {
+        cluster.net.heal();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let leader = cluster.leader().await;
+    cluster.propose(leader, 0..10, 10).await;
+    cluster.net.heal();
+    cluster.stop(to).await;
+    cluster.restart(to).await;
+    assert_eq!(cluster.agreed().await.len(), 10);
+}
