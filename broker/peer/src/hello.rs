@@ -132,6 +132,16 @@ fn with_head(what: What, head: Bytes) -> Frame {
     }
 }
 
+/// What the fuzzer calls.
+#[doc(hidden)]
+pub fn decode_hello(head: &[u8]) {
+    drop(Hello::parse(&with_head(
+        What::Hello,
+        Bytes::copy_from_slice(head),
+    )));
+    drop(text(head));
+}
+
 /// Text from a peer, fit for a log.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let bytes = bytes.get(..MAX_REASON).unwrap_or(bytes);

@@ -46,5 +46,7 @@ pub use api::{
 };
 #[doc(hidden)]
 pub use frame::decode_all;
+#[doc(hidden)]
+pub use hello::decode_hello;
 pub use peers::Peers;
 pub use stream::READ_AHEAD;

@@ -45,6 +45,8 @@ impl Raw<ClientStream> {
 
     /// And with one.
     pub(super) async fn greeted(net: &Net, me: i32, to: i32) -> Self {
+        // Whose address nobody knows is refused; nothing has to listen there.
+        net.addresses.0.lock().entry(me).or_insert(1);
         let mut raw = Self::connect(net, me, to).await;
         raw.send(&hello(me).frame()).await;
         assert_eq!(raw.frame().await.unwrap().what, What::Hello);
