@@ -361,7 +361,7 @@ mod tests {
                 .zip(What::ALL)
                 .map(|((head, payload), what)| frame(what, *head, *payload))
                 .collect();
-            let bytes: Vec<u8> = sent.iter().flat_map(|frame| encoded(frame)).collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(encoded).collect();
             let got = decode(&bytes, &steps, 1 << 20).unwrap();
             prop_assert_eq!(got.len(), sent.len());
             for (got, sent) in got.iter().zip(&sent) {

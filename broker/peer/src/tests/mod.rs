@@ -6,6 +6,7 @@ mod hellos;
 mod losses;
 mod pki;
 mod renewals;
+mod throughput;
 mod wire;
 
 use std::{collections::HashMap, future::Future, net::SocketAddr, sync::Arc, time::Duration};
