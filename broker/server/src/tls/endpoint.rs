@@ -17,6 +17,8 @@ pub(crate) struct Endpoint {
     paths: TlsConfig,
     client_auth: ClientAuth,
     alpn: &'static [&'static [u8]],
+    /// What the endpoint's owner offers as a client of its peers, if it has any.
+    client_alpn: Option<&'static [&'static [u8]]>,
     current: ArcSwap<Loaded>,
     watched: Mutex<Watched>,
 }
@@ -43,13 +45,37 @@ impl Endpoint {
         client_auth: ClientAuth,
         alpn: &'static [&'static [u8]],
     ) -> Result<Self, TlsError> {
+        Self::load(name, paths, client_auth, alpn, None)
+    }
+
+    /// The same for a port of peers, which show their certificates to each other: [`Loaded::client`] is there, and is replaced together with the rest.
+    ///
+    /// # Errors
+    /// As [`Endpoint::open`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the connections of peers"))]
+    pub(crate) fn open_for_peers(
+        name: &str,
+        paths: &TlsConfig,
+        alpn: &'static [&'static [u8]],
+    ) -> Result<Self, TlsError> {
+        Self::load(name, paths, ClientAuth::Required, alpn, Some(alpn))
+    }
+
+    fn load(
+        name: &str,
+        paths: &TlsConfig,
+        client_auth: ClientAuth,
+        alpn: &'static [&'static [u8]],
+        client_alpn: Option<&'static [&'static [u8]]>,
+    ) -> Result<Self, TlsError> {
         let files = Files::read(paths)?;
-        let loaded = load(paths, &files, client_auth, alpn)?;
+        let loaded = load(paths, &files, client_auth, alpn, client_alpn)?;
         Ok(Self {
             name: name.to_owned(),
             paths: paths.clone(),
             client_auth,
             alpn,
+            client_alpn,
             current: ArcSwap::from_pointee(loaded),
             watched: Mutex::new(Watched {
                 loaded: files.digest(),
@@ -88,7 +114,13 @@ impl Endpoint {
             watched.reported = false;
             return false;
         }
-        match load(&self.paths, &files, self.client_auth, self.alpn) {
+        match load(
+            &self.paths,
+            &files,
+            self.client_auth,
+            self.alpn,
+            self.client_alpn,
+        ) {
             Ok(loaded) => {
                 info!(
                     listener = %self.name,

@@ -7,7 +7,7 @@ use std::{
 
 use palisade_config::{ClientAuth, TlsConfig};
 use rustls::{
-    RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig,
     crypto::CryptoProvider,
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
@@ -15,7 +15,10 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
-use super::describe::{Leaf, sha256_hex};
+use super::{
+    client,
+    describe::{Leaf, sha256_hex},
+};
 
 /// Why an endpoint's files cannot be used; says which file.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +59,8 @@ pub(crate) enum TlsError {
 
 /// The bytes of an endpoint's files at one moment.
 pub(super) struct Files {
-    certificate: Vec<u8>,
-    key: Zeroizing<Vec<u8>>,
+    pub(super) certificate: Vec<u8>,
+    pub(super) key: Zeroizing<Vec<u8>>,
     client_ca: Option<Vec<u8>>,
 }
 
@@ -103,6 +106,9 @@ pub(crate) struct ClientTrust {
 pub(crate) struct Loaded {
     /// For new connections.
     pub(crate) config: Arc<ServerConfig>,
+    /// For connections to peers, when the endpoint is for those.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the connections to peers"))]
+    pub(crate) client: Option<Arc<ClientConfig>>,
     /// What the leaf says of itself.
     pub(crate) leaf: Leaf,
     /// Whom it trusts.
@@ -114,12 +120,8 @@ pub(super) fn load(
     files: &Files,
     client_auth: ClientAuth,
     alpn: &[&[u8]],
+    client_alpn: Option<&[&[u8]]>,
 ) -> Result<Loaded, TlsError> {
-    let content = |path: &Path, what: &'static str, reason: String| TlsError::Content {
-        path: path.to_owned(),
-        what,
-        reason,
-    };
     let chain = certificates(&files.certificate)
         .map_err(|reason| content(&paths.certificate, "certificate", reason))?;
     let leaf = chain
@@ -132,25 +134,40 @@ pub(super) fn load(
         .map_err(|error| content(&paths.key, "private key", error.to_string()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let (verifier, trust) = verifier(paths, files, client_auth, &provider)?;
-    let pair = |error: rustls::Error| TlsError::Pair {
-        certificate: paths.certificate.clone(),
-        key: paths.key.clone(),
-        reason: error.to_string(),
-    };
+    let client = client_alpn
+        .map(|alpn| client::load(paths, files, alpn, &provider))
+        .transpose()?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(pair)?
+        .map_err(|error| pair(paths, &error))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
-        .map_err(pair)?;
+        .map_err(|error| pair(paths, &error))?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     // A client that connects often resumes its session with one ticket; more of them cost every handshake a round of signing.
     config.send_tls13_tickets = 1;
     Ok(Loaded {
         config: Arc::new(config),
+        client,
         leaf,
         trust,
     })
+}
+
+pub(super) fn content(path: &Path, what: &'static str, reason: String) -> TlsError {
+    TlsError::Content {
+        path: path.to_owned(),
+        what,
+        reason,
+    }
+}
+
+pub(super) fn pair(paths: &TlsConfig, error: &rustls::Error) -> TlsError {
+    TlsError::Pair {
+        certificate: paths.certificate.clone(),
+        key: paths.key.clone(),
+        reason: error.to_string(),
+    }
 }
 
 fn verifier(
@@ -165,14 +182,29 @@ fn verifier(
             ClientTrust::default(),
         ));
     }
+    let (roots, trust) = roots(paths, files)?;
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
+    let builder = if client_auth == ClientAuth::Requested {
+        builder.allow_unauthenticated()
+    } else {
+        builder
+    };
+    let verifier = builder.build().map_err(|error| {
+        let path = paths.client_ca.as_deref().unwrap_or(Path::new(""));
+        content(path, "authority", error.to_string())
+    })?;
+    Ok((verifier, trust))
+}
+
+/// The authorities of an endpoint.
+pub(super) fn roots(
+    paths: &TlsConfig,
+    files: &Files,
+) -> Result<(Arc<RootCertStore>, ClientTrust), TlsError> {
     let (Some(path), Some(pem)) = (&paths.client_ca, &files.client_ca) else {
         return Err(TlsError::NoAuthority);
     };
-    let bad = |reason: String| TlsError::Content {
-        path: path.clone(),
-        what: "authority",
-        reason,
-    };
+    let bad = |reason: String| content(path, "authority", reason);
     let mut roots = RootCertStore::empty();
     let mut authorities = Vec::new();
     for authority in certificates(pem).map_err(bad)? {
@@ -183,18 +215,10 @@ fn verifier(
     }
     authorities.sort();
     authorities.dedup();
-    let builder =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
-    let builder = if client_auth == ClientAuth::Requested {
-        builder.allow_unauthenticated()
-    } else {
-        builder
-    };
-    let verifier = builder.build().map_err(|error| bad(error.to_string()))?;
-    Ok((verifier, ClientTrust { authorities }))
+    Ok((Arc::new(roots), ClientTrust { authorities }))
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| error.to_string())?;

@@ -3,10 +3,16 @@
 //! [`load`] turns files into a rustls configuration and says what is in them; [`Endpoint`] holds the configuration that new
 //! connections get, and looks at the files again when told to. Connections that exist keep what they began with.
 
+mod client;
 mod describe;
 mod endpoint;
 mod load;
 
+#[cfg_attr(
+    not(test),
+    expect(unused_imports, reason = "for the connections of peers")
+)]
+pub(crate) use client::PEER_ALPN;
 #[cfg(test)]
 pub(crate) use describe::sha256_hex;
 pub(crate) use describe::{Leaf, common_name};
