@@ -426,6 +426,8 @@ async fn bootstrap(
             endpoints,
         })
         .await?;
+    let pool = storage.images.borrow().new_pool(1, true);
+    storage.change(&pool.map_err(storage_error)?).await?;
     if let Some(user) = user {
         make_user(storage, user).await?;
     }
