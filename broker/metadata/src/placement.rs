@@ -12,6 +12,7 @@
 //! Brokers whose rack is not known count as one rack.
 
 mod layout;
+mod paths;
 
 use std::collections::{BTreeMap, BTreeSet};
 

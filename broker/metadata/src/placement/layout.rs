@@ -1,13 +1,13 @@
 //! One pool while it is being placed: brokers are indexes here, and a shard is the list of its brokers, the leader first.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use palisade_shard::NodeId;
 
-use super::Site;
+use super::{
+    Site,
+    paths::{Edge, Step, cheapest, gain, saving_round},
+};
 
 /// What brokers carry of the pools that are placed already.
 pub(super) struct Totals {
@@ -25,7 +25,7 @@ impl Totals {
 }
 
 /// Exchanges of replicas that are tried in a new pool: all that there are in a small cluster, and a part of a second in a large one.
-const MOST_EXCHANGES: usize = 1 << 20;
+const MOST_EXCHANGES: usize = 1 << 18;
 
 pub(super) struct Layout<'a> {
     nodes: Vec<NodeId>,
@@ -41,13 +41,6 @@ pub(super) struct Layout<'a> {
     totals: &'a mut Totals,
     /// How many shards two brokers share.
     pairs: Vec<Vec<usize>>,
-}
-
-/// A move that is possible from one broker to another, of one shard.
-#[derive(Clone, Copy)]
-struct Edge {
-    cost: usize,
-    shard: usize,
 }
 
 impl<'a> Layout<'a> {
@@ -124,6 +117,7 @@ impl<'a> Layout<'a> {
             self.fill(shard);
         }
         self.balance_replicas();
+        self.save_moves();
         if self.before.iter().all(Vec::is_empty) {
             self.mix();
         }
@@ -212,18 +206,104 @@ impl<'a> Layout<'a> {
                 gain(&self.replicas, &self.totals.replicas, from, to)
             });
             let Some(path) = path else { return };
-            let kept = (self.now.clone(), self.replicas.clone(), self.pairs.clone());
-            for (from, to, shard) in path {
-                let place = self.now[shard].iter().position(|at| *at == from);
-                let Some(place) = place.filter(|_| self.has_room(shard, to, Some(from))) else {
-                    // Two moves of one shard, each possible, not both.
-                    (self.now, self.replicas, self.pairs) = kept;
-                    return;
-                };
-                // It takes the place in the order too: a leader that is moved leads where it goes.
-                self.shift((shard, place), to);
+            // A shortest path moves no shard from one rack to another twice, so that its moves are possible together as they are one by one.
+            if !self.follow(&path) {
+                return;
             }
         }
+    }
+
+    /// Finds moves that can be spared: rounds of moves after which all have as many as before, but more replicas are where they were.
+    fn save_moves(&mut self) {
+        for _ in 0..self.rounds() {
+            let round = saving_round(&self.saving_edges(), |from, to| {
+                let all = |at: usize| self.replicas[at] + self.totals.replicas[at];
+                self.replicas[from] == self.replicas[to] + 1 && all(from) == all(to) + 1
+            });
+            if !round.is_some_and(|round| self.turn(round)) {
+                return;
+            }
+        }
+    }
+
+    /// Makes the moves of a round, or of the part of it that is possible and spares moves.
+    fn turn(&mut self, mut round: Vec<Step>) -> bool {
+        while !self.follow(&round) {
+            // Some shard would go from rack to rack twice: let it go there at once, which leaves two shorter rounds.
+            let twice = (0..round.len()).find_map(|later| {
+                let shard = round[later].shard?;
+                (0..later)
+                    .find(|sooner| round[*sooner].shard == Some(shard))
+                    .map(|sooner| (sooner, later, shard))
+            });
+            let Some((sooner, later, shard)) = twice else {
+                return false;
+            };
+            let step = |from, to| Step {
+                from,
+                to,
+                shard: Some(shard),
+            };
+            let mut inner = round.split_off(sooner);
+            let outer_end = inner.split_off(later - sooner + 1);
+            let (first, last) = (inner[0], inner[later - sooner]);
+            round.push(step(first.from, last.to));
+            round.extend(outer_end);
+            inner.pop();
+            inner[0] = step(last.from, first.to);
+            if self.cost(&round) >= 0 {
+                round = inner;
+            }
+            if self.cost(&round) >= 0 {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How many more replicas are not where they were after these moves.
+    fn cost(&self, steps: &[Step]) -> isize {
+        let home = |shard: usize, at: usize| isize::from(self.before[shard].contains(&at));
+        steps
+            .iter()
+            .filter_map(|step| {
+                let shard = step.shard?;
+                Some(home(shard, step.from) - home(shard, step.to))
+            })
+            .sum()
+    }
+
+    /// Makes these moves, all or none.
+    fn follow(&mut self, steps: &[Step]) -> bool {
+        let kept = (self.now.clone(), self.replicas.clone(), self.pairs.clone());
+        for step in steps {
+            let Some(shard) = step.shard else { continue };
+            // It takes the place in the order too: a leader that is moved leads where it goes.
+            if let Some(place) = self.now[shard].iter().position(|at| *at == step.from) {
+                self.shift((shard, place), step.to);
+            }
+        }
+        let good = steps.iter().filter_map(|step| step.shard).all(|shard| {
+            let distinct: BTreeSet<usize> = self.now[shard].iter().copied().collect();
+            distinct.len() == self.replication_factor
+                && distinct
+                    .iter()
+                    .all(|at| self.in_rack(shard, self.racks[*at]) <= self.cap)
+        });
+        if !good {
+            (self.now, self.replicas, self.pairs) = kept;
+        }
+        good
+    }
+
+    /// Moves by what they spare.
+    fn saving_edges(&self) -> Vec<Vec<Option<Edge>>> {
+        self.edges(|shard, from, to| {
+            let home = |at: usize| isize::from(self.before[shard].contains(&at));
+            // A leader that moves is more work than a follower, which only counts between moves that are alike.
+            let leads = usize::from(self.now[shard].first() == Some(&from));
+            (home(from) - home(to), leads)
+        })
     }
 
     /// Lets shards of a new pool exchange replicas until no exchange makes brokers share more evenly, or it has taken long enough.
@@ -289,32 +369,42 @@ impl<'a> Layout<'a> {
             .sum()
     }
 
+    /// Moves by what they cost, and among those by how little the others of the shard have in common with the new one.
     fn replica_edges(&self) -> Vec<Vec<Option<Edge>>> {
+        self.edges(|shard, from, to| {
+            let free = !self.before[shard].contains(&from) || self.before[shard].contains(&to);
+            let leads = self.now[shard].first() == Some(&from);
+            let cost = if free { 0 } else { 2 + isize::from(leads) };
+            let shared = self.now[shard]
+                .iter()
+                .filter(|other| **other != from)
+                .map(|other| self.pairs[*other][to])
+                .sum();
+            (cost, shared)
+        })
+    }
+
+    /// For each two brokers the shard that is best moved from one to the other.
+    fn edges(
+        &self,
+        rank: impl Fn(usize, usize, usize) -> (isize, usize),
+    ) -> Vec<Vec<Option<Edge>>> {
         let count = self.nodes.len();
         let mut edges = vec![vec![None; count]; count];
-        let mut shares = vec![vec![usize::MAX; count]; count];
+        let mut ranks = vec![vec![(isize::MAX, usize::MAX); count]; count];
         for shard in 0..self.now.len() {
-            for from in &self.now[shard] {
-                let moved_already = !self.before[shard].contains(from);
+            for from in self.now[shard].iter().copied() {
                 for to in 0..count {
-                    if !self.has_room(shard, to, Some(*from)) {
+                    if !self.has_room(shard, to, Some(from)) {
                         continue;
                     }
-                    let free = moved_already || self.before[shard].contains(&to);
-                    // A leader that moves is more work than a follower.
-                    let leads = self.now[shard].first() == Some(from);
-                    let cost = if free { 0 } else { 2 + usize::from(leads) };
-                    let shared: usize = self.now[shard]
-                        .iter()
-                        .filter(|other| *other != from)
-                        .map(|other| self.pairs[*other][to])
-                        .sum();
-                    let edge: &mut Option<Edge> = &mut edges[*from][to];
-                    let better =
-                        edge.is_none_or(|known| (cost, shared) < (known.cost, shares[*from][to]));
-                    if better {
-                        *edge = Some(Edge { cost, shard });
-                        shares[*from][to] = shared;
+                    let found = rank(shard, from, to);
+                    if found < ranks[from][to] {
+                        ranks[from][to] = found;
+                        edges[from][to] = Some(Edge {
+                            cost: found.0,
+                            shard,
+                        });
                     }
                 }
             }
@@ -329,11 +419,12 @@ impl<'a> Layout<'a> {
                 gain(&self.leaders, &self.totals.leaders, from, to)
             });
             let Some(path) = path else { return };
-            for (from, to, shard) in path {
-                if let Some(place) = self.now[shard].iter().position(|at| *at == to) {
+            for step in path {
+                let Some(shard) = step.shard else { continue };
+                if let Some(place) = self.now[shard].iter().position(|at| *at == step.to) {
                     self.now[shard][..=place].rotate_right(1);
-                    self.leaders[from] -= 1;
-                    self.leaders[to] += 1;
+                    self.leaders[step.from] -= 1;
+                    self.leaders[step.to] += 1;
                 }
             }
         }
@@ -348,7 +439,7 @@ impl<'a> Layout<'a> {
             };
             for to in others {
                 let free = before.first() == Some(to) || before.first() != Some(leader);
-                let cost = usize::from(!free);
+                let cost = isize::from(!free);
                 let edge: &mut Option<Edge> = &mut edges[*leader][*to];
                 if edge.is_none_or(|known| cost < known.cost) {
                     *edge = Some(Edge { cost, shard });
@@ -374,82 +465,4 @@ fn rack_cap(racks: &[usize], count: usize, replicas: usize) -> Option<usize> {
         let room: usize = sizes.iter().map(|size: &usize| (*size).min(*cap)).sum();
         room >= replicas
     })
-}
-
-/// How much better it gets by one less at `from` and one more at `to`: within the pool, then over all pools. `None`: it does not.
-fn gain(counts: &[usize], totals: &[usize], from: usize, to: usize) -> Option<(usize, usize)> {
-    let difference = counts[from].checked_sub(counts[to])?;
-    let all = |at: usize| counts[at] + totals[at];
-    match difference {
-        0 => None,
-        1 => all(from)
-            .checked_sub(all(to))
-            .filter(|total| *total >= 2)
-            .map(|total| (1, total)),
-        _ => Some((difference, 0)),
-    }
-}
-
-/// The cheapest way to bring something from where there is too much to where there is too little, as moves in the order in which they are possible.
-fn cheapest(
-    edges: &[Vec<Option<Edge>>],
-    gain: impl Fn(usize, usize) -> Option<(usize, usize)>,
-) -> Option<Vec<(usize, usize, usize)>> {
-    let count = edges.len();
-    let mut best = None;
-    let mut previous_of_best = Vec::new();
-    for start in 0..count {
-        if (0..count).all(|end| gain(start, end).is_none()) {
-            continue;
-        }
-        let (cost, previous) = distances(edges, start);
-        let found = (0..count)
-            .filter_map(|end| {
-                let gain = gain(start, end)?;
-                Some((cost[end]?, Reverse(gain), start, end))
-            })
-            .min();
-        if let Some(found) = found
-            && best.is_none_or(|known| found < known)
-        {
-            best = Some(found);
-            previous_of_best = previous;
-        }
-    }
-    let (_, _, start, end) = best?;
-    let mut path = Vec::new();
-    let mut at = end;
-    while at != start {
-        let from = previous_of_best[at];
-        path.push((from, at, edges[from][at]?.shard));
-        at = from;
-    }
-    Some(path)
-}
-
-/// Dijkstra's algorithm: the cost of each broker from `start` and the one before it on the way. A longer way costs a little more than a shorter one.
-fn distances(edges: &[Vec<Option<Edge>>], start: usize) -> (Vec<Option<usize>>, Vec<usize>) {
-    let count = edges.len();
-    let mut cost: Vec<Option<usize>> = vec![None; count];
-    let mut previous = vec![start; count];
-    let mut done = vec![false; count];
-    cost[start] = Some(0);
-    loop {
-        let next = (0..count)
-            .filter(|at| !done[*at])
-            .filter_map(|at| cost[at].map(|cost| (cost, at)))
-            .min();
-        let Some((so_far, from)) = next else {
-            return (cost, previous);
-        };
-        done[from] = true;
-        for (to, edge) in edges[from].iter().enumerate() {
-            let Some(edge) = edge else { continue };
-            let through = so_far + edge.cost * count + 1;
-            if !done[to] && cost[to].is_none_or(|known| through < known) {
-                cost[to] = Some(through);
-                previous[to] = from;
-            }
-        }
-    }
 }
