@@ -1,6 +1,10 @@
 //! `broker.toml`.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +13,7 @@ use crate::ByteSize;
 /// The whole configuration of one broker process.
 ///
 /// One file serves every pod of a StatefulSet: the placeholders `{pod}` (the host name up to the first dot) and `{ordinal}` (the number at its end) are
-/// replaced in `advertised_host`, `certificate` and `key` when the file is read, see [`BrokerConfig::for_pod`].
+/// replaced in `advertised_host`, `certificate`, `key` and the addresses of `cluster.seeds` when the file is read, see [`BrokerConfig::for_pod`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerConfig {
@@ -24,6 +28,9 @@ pub struct BrokerConfig {
     pub control: ControlConfig,
     /// The port for health, metrics and status.
     pub admin: AdminConfig,
+    /// The brokers that form the cluster; absent: this broker is a cluster of its own.
+    #[serde(default, skip_serializing_if = "ClusterConfig::is_alone")]
+    pub cluster: ClusterConfig,
     /// The ports for clients, at least one.
     pub listeners: Vec<ListenerConfig>,
     /// Principals that may do everything, as `User:<name>`. Reloaded without a restart.
@@ -45,6 +52,68 @@ pub struct NodeConfig {
     pub rack: Option<String>,
 }
 
+/// How brokers find each other before they know each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Where to ask for the cluster, and who forms it when there is none yet: one to five brokers, all with the same list. A broker that is not in it joins the
+    /// cluster that the others have formed. Only read while a broker knows no cluster, and later as addresses of brokers that the metadata do not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<Seed>,
+}
+
+impl ClusterConfig {
+    /// Whether there is nobody to look for: this broker is a cluster of its own.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.seeds.is_empty()
+    }
+
+    /// The seed with this id.
+    #[must_use]
+    pub fn seed(&self, id: i32) -> Option<&Seed> {
+        self.seeds.iter().find(|seed| seed.id == id)
+    }
+}
+
+/// A broker that is known before the cluster is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    /// Its Kafka broker id.
+    pub id: i32,
+    /// Its control port, as `host:port`; an IPv6 address in brackets.
+    pub address: String,
+}
+
+impl Seed {
+    /// Host (without brackets) and port; `None` when the address is not `host:port`.
+    #[must_use]
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.address.rsplit_once(':')?;
+        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| digits && *port > 0)?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest
+                .strip_suffix(']')
+                .filter(|address| address.parse::<Ipv6Addr>().is_ok())?,
+            None => Some(host).filter(|host| is_host(host))?,
+        };
+        Some((host, port))
+    }
+}
+
+/// A DNS name or an IPv4 address.
+fn is_host(host: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(label)
+}
+
 /// Where data lives and how it is sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,7 +128,7 @@ pub struct StorageConfig {
     /// Size at which a partition's segment is rolled, unless the topic says otherwise (`segment.bytes`).
     #[serde(default = "default_segment_size")]
     pub segment_size: ByteSize,
-    /// Data shards on this broker.
+    /// Data shards that a new pool of shards has for each broker; fixed once the cluster is formed.
     #[serde(default = "default_data_shards")]
     pub data_shards: u32,
 }

@@ -10,8 +10,8 @@ mod validate;
 
 pub use bytes::ByteSize;
 pub use config::{
-    AdminConfig, BrokerConfig, ClientAuth, ConnectionLimits, ControlConfig, KeyProviderConfig,
-    ListenerConfig, Mechanism, NodeConfig, StorageConfig, TlsConfig,
+    AdminConfig, BrokerConfig, ClientAuth, ClusterConfig, ConnectionLimits, ControlConfig,
+    KeyProviderConfig, ListenerConfig, Mechanism, NodeConfig, Seed, StorageConfig, TlsConfig,
 };
 pub use validate::ConfigError;
 

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The state of one broker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BrokerStatus {
     /// Kafka broker id.
@@ -33,6 +33,62 @@ pub struct BrokerStatus {
     pub connections: u64,
     /// Files set aside as corrupt: path and byte offset of the bad frame.
     pub quarantined: Vec<QuarantinedFile>,
+    /// The broker that leads the cluster's metadata; `None` while none is known to.
+    #[serde(default)]
+    pub controller: Option<i32>,
+    /// Shards of which this broker hosts a replica, the metadata's (0) among them, by id.
+    #[serde(default)]
+    pub shards: Vec<ShardReport>,
+    /// The other registered brokers, by id.
+    #[serde(default)]
+    pub peers: Vec<PeerReport>,
+    /// Partitions whose shard this broker leads and of which a replica is missing or behind. Over all brokers, each partition is counted once.
+    #[serde(default)]
+    pub under_replicated_partitions: u64,
+    /// The cluster takes this broker's replicas away and gives it no new ones.
+    #[serde(default)]
+    pub draining: bool,
+    /// It is being drained and hosts no replica of a data shard any more: it can be removed without a loss.
+    #[serde(default)]
+    pub drained: bool,
+}
+
+/// One replica on this broker. Replicas are named by their broker's id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShardReport {
+    /// The shard; 0 is the cluster's metadata.
+    pub id: u32,
+    /// How many replicas it is to have; of shard 0 how many brokers are to vote.
+    pub replication_factor: u16,
+    /// The broker that leads it, as far as this replica knows.
+    pub leader: Option<i32>,
+    /// The newest term this replica has seen; Kafka's leader epoch.
+    pub term: u64,
+    /// Brokers that vote, as this replica knows them, by id.
+    pub voters: Vec<i32>,
+    /// Brokers that follow without a vote: on their way to become voters, or followers of the metadata; by id.
+    pub learners: Vec<i32>,
+    /// The broker that should lead; of shard 0, which has no preference, the one that does, or -1.
+    pub preferred: i32,
+    /// This replica has applied all that it knows to be committed, from a leader that it knows; of a leader: every voter has what is committed as well.
+    pub caught_up: bool,
+    /// Index up to which entries are known to be committed here.
+    pub committed: u64,
+    /// Index up to which entries are applied here.
+    pub applied: u64,
+}
+
+/// The connection to another broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerReport {
+    /// Its Kafka broker id.
+    pub id: i32,
+    /// Whether messages can be sent to it now.
+    pub connected: bool,
+    /// Since when that is so, RFC 3339.
+    pub since: String,
 }
 
 /// The leaf certificate that an endpoint presents now.
@@ -71,4 +127,69 @@ pub struct QuarantinedFile {
     pub file: String,
     /// Byte offset of the first bad frame.
     pub offset: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn replication_is_reported_by_these_names_and_may_be_absent() {
+        let status = BrokerStatus {
+            broker_id: 1,
+            controller: Some(0),
+            shards: vec![ShardReport {
+                id: 5,
+                replication_factor: 3,
+                leader: Some(1),
+                term: 7,
+                voters: vec![0, 1, 2],
+                learners: vec![3],
+                preferred: 1,
+                caught_up: true,
+                committed: 90,
+                applied: 90,
+            }],
+            peers: vec![PeerReport {
+                id: 0,
+                connected: true,
+                since: "2026-11-24T21:00:00Z".to_owned(),
+            }],
+            under_replicated_partitions: 4,
+            draining: true,
+            drained: false,
+            ..BrokerStatus::default()
+        };
+        let mut value = serde_json::to_value(&status).unwrap();
+        assert_eq!(value["underReplicatedPartitions"], 4);
+        assert_eq!(
+            value["shards"][0],
+            serde_json::json!({
+                "id": 5, "replicationFactor": 3, "leader": 1, "term": 7, "voters": [0, 1, 2], "learners": [3],
+                "preferred": 1, "caughtUp": true, "committed": 90, "applied": 90
+            })
+        );
+        assert_eq!(
+            serde_json::from_value::<BrokerStatus>(value.clone()).unwrap(),
+            status
+        );
+        // A broker of a version that knew of no replication.
+        let fields = value.as_object_mut().unwrap();
+        for name in [
+            "controller",
+            "shards",
+            "peers",
+            "underReplicatedPartitions",
+            "draining",
+            "drained",
+        ] {
+            assert!(fields.remove(name).is_some(), "{name}");
+        }
+        let old: BrokerStatus = serde_json::from_value(value).unwrap();
+        assert_eq!(
+            (old.broker_id, old.controller, old.shards),
+            (1, None, Vec::new())
+        );
+    }
 }

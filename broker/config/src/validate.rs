@@ -1,8 +1,13 @@
 //! Reading and checking `broker.toml`: everything that can be known to be wrong without touching the disk or a socket.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{BrokerConfig, CONTROL_LISTENER, ClientAuth, ListenerConfig, Mechanism};
+use crate::{
+    BrokerConfig, CONTROL_LISTENER, ClientAuth, ClusterConfig, ListenerConfig, Mechanism, Seed,
+};
+
+/// Brokers that form a cluster: as many as vote on its metadata.
+const MAX_SEEDS: usize = 5;
 
 /// Why a configuration is refused; the message says what to write instead.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,20 @@ impl BrokerConfig {
         toml::to_string(self).map_err(|error| format!("cannot write the configuration: {error}"))
     }
 
+    /// What works but is likely not meant, to be logged at start.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let seeds = self.cluster.seeds.len();
+        let mut warnings = Vec::new();
+        if seeds > 0 && seeds.is_multiple_of(2) {
+            let voters = seeds - 1;
+            warnings.push(format!(
+                "cluster.seeds has {seeds} brokers: {voters} of them vote on the cluster's metadata, so that no more may fail than with {voters}; an odd number makes use of all"
+            ));
+        }
+        warnings
+    }
+
     /// The configuration of the pod with this host name: placeholders replaced, `node.id` filled in.
     ///
     /// # Errors
@@ -59,6 +78,9 @@ impl BrokerConfig {
             text.replace("{pod}", pod)
                 .replace("{ordinal}", &id.to_string())
         };
+        for seed in &mut self.cluster.seeds {
+            seed.address = fill(&seed.address);
+        }
         let endpoints = self
             .listeners
             .iter_mut()
@@ -94,6 +116,7 @@ impl BrokerConfig {
         if self.node.id.is_some_and(|id| id < 0) {
             return invalid("node.id must be 0 or more".to_owned());
         }
+        validate_cluster(&self.cluster)?;
         if !(1..=64).contains(&self.storage.data_shards) {
             return invalid("storage.data_shards must be 1 to 64".to_owned());
         }
@@ -145,6 +168,45 @@ impl BrokerConfig {
         }
         Ok(())
     }
+}
+
+fn validate_cluster(cluster: &ClusterConfig) -> Result<(), ConfigError> {
+    let invalid = |message: String| Err(ConfigError::Invalid(message));
+    if cluster.seeds.len() > MAX_SEEDS {
+        return invalid(format!(
+            "cluster.seeds has {} brokers: name {MAX_SEEDS} at most, the others join the cluster that those form",
+            cluster.seeds.len()
+        ));
+    }
+    let mut ids = BTreeSet::new();
+    let mut addresses = BTreeMap::new();
+    for seed in &cluster.seeds {
+        let (id, address) = (seed.id, &seed.address);
+        if id < 0 {
+            return invalid(format!("seed {id} must have an id of 0 or more"));
+        }
+        if !ids.insert(id) {
+            return invalid(format!(
+                "cluster.seeds names broker {id} twice: name each broker once"
+            ));
+        }
+        // Placeholders stand for parts of a name.
+        let filled = Seed {
+            id,
+            address: address.replace("{pod}", "pod").replace("{ordinal}", "0"),
+        };
+        if filled.host_and_port().is_none() {
+            return invalid(format!(
+                "address `{address}` of seed {id} is not <host>:<port> with a port from 1 to 65535; an IPv6 address is written in brackets, as in [::1]:9090"
+            ));
+        }
+        if let Some(other) = addresses.insert(address, id) {
+            return invalid(format!(
+                "seeds {other} and {id} have the same address `{address}`: each broker has its own"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn validate_listener(listener: &ListenerConfig) -> Result<(), ConfigError> {
@@ -298,6 +360,115 @@ mod tests {
         assert!(message.contains("already taken"), "{message}");
         let message = refused(|config| config.listeners[0].name = "control".to_owned());
         assert!(message.contains("not CONTROL"), "{message}");
+    }
+
+    fn with_seeds(seeds: &[(i32, &str)]) -> Result<BrokerConfig, String> {
+        let mut config: BrokerConfig = toml::from_str(GOOD).unwrap();
+        config.cluster.seeds = seeds
+            .iter()
+            .map(|(id, address)| Seed {
+                id: *id,
+                address: (*address).to_owned(),
+            })
+            .collect();
+        config.validate().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn a_broker_without_seeds_is_alone_and_says_nothing_of_a_cluster() {
+        let config = BrokerConfig::parse(GOOD).unwrap();
+        assert!(config.cluster.is_alone());
+        assert!(!config.render().unwrap().contains("[cluster]"));
+        assert!(config.warnings().is_empty());
+    }
+
+    #[test]
+    fn seeds_are_read_rendered_and_found_by_id() {
+        let text = format!(
+            "{GOOD}\n[cluster]\nseeds = [{{ id = 0, address = \"events-0.events-brokers:9090\" }}, {{ id = 1, address = \"[fd00::1]:9090\" }}, {{ id = 7, address = \"10.0.0.7:19090\" }}]"
+        );
+        let config = BrokerConfig::parse(&text).unwrap();
+        let found = |id| config.cluster.seed(id).and_then(Seed::host_and_port);
+        assert_eq!(found(0), Some(("events-0.events-brokers", 9090)));
+        assert_eq!(found(1), Some(("fd00::1", 9090)));
+        assert_eq!(found(7), Some(("10.0.0.7", 19_090)));
+        assert_eq!(found(2), None);
+        let rendered = config.render().unwrap();
+        assert_eq!(BrokerConfig::parse(&rendered).unwrap(), config);
+        // Neither a seed nor one that is not: both have a place in a cluster.
+        for host in ["events-0", "events-4"] {
+            assert!(config.clone().for_pod(host).is_ok());
+        }
+    }
+
+    #[test]
+    fn placeholders_are_replaced_in_seeds() {
+        let config = with_seeds(&[(2, "{pod}.brokers:9090"), (3, "b{ordinal}x:9090")]).unwrap();
+        let config = config.for_pod("events-2").unwrap();
+        assert_eq!(config.cluster.seeds[0].address, "events-2.brokers:9090");
+        assert_eq!(config.cluster.seeds[1].address, "b2x:9090");
+    }
+
+    #[test]
+    fn seeds_that_name_no_place_are_refused() {
+        for address in [
+            "",
+            ":9090",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+90",
+            "host: 90",
+            "a b:90",
+            "http://host:90",
+            "fd00::1:9090",
+            "[fd00::1]",
+            "[fd00::1:9090",
+            "[host]:90",
+            "[]:90",
+            "a..b:90",
+            "{host}:90",
+        ] {
+            let message = with_seeds(&[(0, address)]).unwrap_err();
+            assert_eq!(
+                message,
+                format!(
+                    "address `{address}` of seed 0 is not <host>:<port> with a port from 1 to 65535; an IPv6 address is written in brackets, as in [::1]:9090"
+                )
+            );
+        }
+        assert!(with_seeds(&[(0, "a.b.svc.cluster.local.:1")]).is_ok());
+    }
+
+    #[test]
+    fn seeds_are_different_brokers_and_five_at_most() {
+        assert_eq!(
+            with_seeds(&[(-1, "a:1")]).unwrap_err(),
+            "seed -1 must have an id of 0 or more"
+        );
+        assert_eq!(
+            with_seeds(&[(1, "a:1"), (1, "b:1")]).unwrap_err(),
+            "cluster.seeds names broker 1 twice: name each broker once"
+        );
+        assert_eq!(
+            with_seeds(&[(1, "a:1"), (2, "a:1")]).unwrap_err(),
+            "seeds 1 and 2 have the same address `a:1`: each broker has its own"
+        );
+        let many: Vec<String> = (0..6).map(|id| format!("b{id}:1")).collect();
+        let seeds: Vec<(i32, &str)> = (0..).zip(many.iter().map(String::as_str)).collect();
+        assert_eq!(
+            with_seeds(&seeds).unwrap_err(),
+            "cluster.seeds has 6 brokers: name 5 at most, the others join the cluster that those form"
+        );
+        assert!(with_seeds(&seeds[..5]).unwrap().warnings().is_empty());
+        assert_eq!(
+            with_seeds(&seeds[..4]).unwrap().warnings(),
+            [
+                "cluster.seeds has 4 brokers: 3 of them vote on the cluster's metadata, so that no more may fail than with 3; an odd number makes use of all"
+            ]
+        );
     }
 
     #[test]

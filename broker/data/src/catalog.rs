@@ -179,11 +179,7 @@ impl Catalog for ImageCatalog {
     }
 
     fn shard_of_group(&self, group: &str) -> Option<ShardId> {
-        self.image
-            .borrow()
-            .cluster
-            .as_ref()
-            .map(|cluster| cluster.shard_of_group(group))
+        self.image.borrow().shard_of_group(group)
     }
 }
 

@@ -39,6 +39,8 @@ impl Cluster {
             rack: None,
             endpoints: Vec::new(),
         });
+        let pool = cluster.image.new_pool(1, true).unwrap();
+        cluster.apply(pool);
         cluster
     }
 

@@ -4,18 +4,18 @@
 //! the state or is fixed for ever; checks of values that may change between versions are in [`admit`], on the proposer.
 
 mod admit;
+mod cluster;
 mod keys;
 mod topics;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use palisade_security::acl::{AclBinding, AclFilter, AclSet};
 use palisade_security::{ScramCredential, ScramMechanism};
-use uuid::Uuid;
 
 use crate::{
-    BrokerRegistration, Cluster, Image, MetadataCommand, MetadataError, MetadataResponse,
-    command::{BrokerEndpoint, ConfigOp, ConfigResource},
+    Image, MetadataCommand, MetadataError, MetadataResponse,
+    command::{ConfigOp, ConfigResource},
     config::Namespace,
 };
 
@@ -25,8 +25,6 @@ pub(crate) const MAX_ACLS: usize = 100_000;
 pub(crate) const MAX_SCRAM_USERS: usize = 100_000;
 /// Quota entities that a cluster may have.
 pub(crate) const MAX_QUOTAS: usize = 100_000;
-/// Brokers that a cluster may have.
-pub(crate) const MAX_BROKERS: usize = 1000;
 
 type Outcome = Result<MetadataResponse, MetadataError>;
 
@@ -57,6 +55,17 @@ impl Image {
                 endpoints,
             } => self.register_broker(id, incarnation, rack, endpoints),
             C::UnregisterBroker { id } => self.unregister_broker(id),
+            C::SetDraining { id, draining } => self.set_draining(id, draining),
+            C::CreatePool {
+                replication_factor,
+                replicas,
+                for_groups,
+            } => self.create_pool(replication_factor, replicas, for_groups),
+            C::AssignShard {
+                shard,
+                generation,
+                replicas,
+            } => self.assign_shard(shard, generation, replicas),
             C::CreateTopic {
                 name,
                 id,
@@ -96,73 +105,6 @@ impl Image {
         }?;
         self.version += 1;
         Ok(response)
-    }
-
-    fn bootstrap(&mut self, cluster_id: String, data_shards: u32) -> Outcome {
-        match &self.cluster {
-            None if data_shards == 0 => Err(MetadataError::DataShards {
-                found: 1,
-                wanted: 0,
-            }),
-            None => {
-                self.cluster = Some(Cluster::new(cluster_id, data_shards));
-                Ok(MetadataResponse::Done)
-            }
-            Some(cluster) if cluster.id != cluster_id => Err(MetadataError::ClusterId {
-                found: cluster.id.clone(),
-                wanted: cluster_id,
-            }),
-            Some(cluster) if cluster.data_shards != data_shards => Err(MetadataError::DataShards {
-                found: cluster.data_shards,
-                wanted: data_shards,
-            }),
-            Some(_) => Ok(MetadataResponse::Done),
-        }
-    }
-
-    fn register_broker(
-        &mut self,
-        id: i32,
-        incarnation: Uuid,
-        rack: Option<String>,
-        endpoints: Vec<BrokerEndpoint>,
-    ) -> Outcome {
-        let invalid = |reason| MetadataError::InvalidBroker { id, reason };
-        if id < 0 {
-            return Err(invalid("a broker id is not negative"));
-        }
-        let listeners: BTreeSet<&str> = endpoints
-            .iter()
-            .map(|endpoint| endpoint.listener.as_str())
-            .collect();
-        if listeners.len() != endpoints.len() {
-            return Err(invalid("two endpoints have the same listener"));
-        }
-        if !self.brokers.contains_key(&id) && self.brokers.len() >= MAX_BROKERS {
-            return Err(limit("brokers", MAX_BROKERS));
-        }
-        let latest = self.brokers.values().map(|broker| broker.epoch).max();
-        // The version grows with this very command, so it is above every epoch given before, removed ones included.
-        let epoch = (self.version + 1).max(latest.unwrap_or(0) + 1);
-        Arc::make_mut(&mut self.brokers).insert(
-            id,
-            BrokerRegistration {
-                id,
-                incarnation,
-                epoch,
-                rack,
-                endpoints,
-            },
-        );
-        Ok(MetadataResponse::BrokerRegistered { epoch })
-    }
-
-    fn unregister_broker(&mut self, id: i32) -> Outcome {
-        if !self.brokers.contains_key(&id) {
-            return Err(MetadataError::UnknownBroker(id));
-        }
-        Arc::make_mut(&mut self.brokers).remove(&id);
-        Ok(MetadataResponse::Done)
     }
 
     fn alter_configs(
@@ -262,7 +204,10 @@ impl Image {
 }
 
 const fn limit(what: &'static str, limit: usize) -> MetadataError {
-    MetadataError::Limit { what, limit }
+    MetadataError::Limit {
+        what: Cow::Borrowed(what),
+        limit,
+    }
 }
 
 #[cfg(test)]

@@ -12,26 +12,27 @@ use palisade_security::{
     acl::{AclBinding, AclFilter},
     quota::{QuotaEntity, QuotaKey},
 };
+use palisade_shard::NodeId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::MetadataError;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// Longest command that is read: a bound for what a damaged entry can ask for, far above what requests carry.
 pub const MAX_COMMAND_BYTES: usize = 16 << 20;
 
 /// A change of the metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum MetadataCommand {
-    /// Gives an empty cluster its id and its data shards; later ones must agree with the first.
+    /// Gives an empty cluster its id; later ones must agree with the first.
     Bootstrap {
         /// Kafka cluster id.
         cluster_id: String,
-        /// Number of data shards, which are numbered from 1.
+        /// Data shards that a new pool has for each broker.
         data_shards: u32,
     },
-    /// A broker has started; it fences an earlier incarnation of the same id.
+    /// A broker has started; it fences an earlier incarnation of the same id and takes its place in all shards.
     RegisterBroker {
         /// Kafka broker id.
         id: i32,
@@ -42,10 +43,35 @@ pub enum MetadataCommand {
         /// How it is reached.
         endpoints: Vec<BrokerEndpoint>,
     },
-    /// A broker is gone for good.
+    /// A broker is gone for good; it must have no replicas any more.
     UnregisterBroker {
         /// Kafka broker id.
         id: i32,
+    },
+    /// A broker is to lose its replicas, or to take some again.
+    SetDraining {
+        /// Kafka broker id.
+        id: i32,
+        /// Whether.
+        draining: bool,
+    },
+    /// Creates the shards that topics of one replication factor go to. A pool that exists stays as it is.
+    CreatePool {
+        /// How many replicas each shard has.
+        replication_factor: u16,
+        /// The replicas of each shard, its preferred leader first.
+        replicas: Vec<Vec<NodeId>>,
+        /// These shards keep the groups' committed offsets from now on, unless others do already.
+        for_groups: bool,
+    },
+    /// Says where a shard's replicas are to be, if nobody else has said so meanwhile.
+    AssignShard {
+        /// The shard.
+        shard: ShardId,
+        /// Its generation as the proposer knows it.
+        generation: u32,
+        /// All its replicas, the preferred leader first.
+        replicas: Vec<NodeId>,
     },
     /// Creates a topic.
     CreateTopic {
@@ -212,8 +238,8 @@ impl ConfigOp {
     }
 }
 
-/// What a command answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a command answers. Travels between brokers: commands are proposed on the leader of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MetadataResponse {
     /// Nothing but that it is done.
@@ -222,6 +248,16 @@ pub enum MetadataResponse {
     BrokerRegistered {
         /// Grows with every registration; older ones are fenced.
         epoch: u64,
+    },
+    /// The shards of a pool, new or not.
+    Pool {
+        /// In order.
+        shards: Vec<ShardId>,
+    },
+    /// A shard is assigned.
+    ShardAssigned {
+        /// Its generation now.
+        generation: u32,
     },
     /// A topic exists or has grown.
     Partitions {

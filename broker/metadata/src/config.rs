@@ -7,11 +7,13 @@ mod definition;
 mod settings;
 mod table;
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 pub use definition::{Allowed, ConfigDefinition, ConfigKind, Effective, Source};
 pub use settings::{CleanupPolicy, TimestampType, TopicSettings};
 pub use table::TOPIC_CONFIGS;
+
+use serde::{Deserialize, Serialize};
 
 use crate::command::ConfigOp;
 
@@ -19,7 +21,7 @@ use crate::command::ConfigOp;
 pub(crate) const MAX_OVERRIDES: usize = 100;
 
 /// Why a configuration is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// No such config.
@@ -34,7 +36,7 @@ pub enum ConfigError {
     #[error("invalid value `{value}` for configuration {name}: {reason}")]
     Value {
         /// The config.
-        name: &'static str,
+        name: Cow<'static, str>,
         /// The value, shortened.
         value: String,
         /// What it may be.
@@ -44,11 +46,11 @@ pub enum ConfigError {
     #[error("configuration {name} cannot be changed from `{default}`: {reason}")]
     Fixed {
         /// The config.
-        name: &'static str,
+        name: Cow<'static, str>,
         /// Its only value.
-        default: &'static str,
+        default: Cow<'static, str>,
         /// Why.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// The config is no list.
     #[error(
@@ -60,7 +62,7 @@ pub enum ConfigError {
     Duplicate(String),
     /// Two values that contradict each other.
     #[error("{0}")]
-    Contradiction(&'static str),
+    Contradiction(Cow<'static, str>),
     /// Too many.
     #[error("more than {MAX_OVERRIDES} overrides")]
     TooMany,
@@ -118,7 +120,7 @@ impl Namespace {
                 && least > most
             {
                 return Err(ConfigError::Contradiction(
-                    "min.compaction.lag.ms is greater than max.compaction.lag.ms",
+                    "min.compaction.lag.ms is greater than max.compaction.lag.ms".into(),
                 ));
             }
         }

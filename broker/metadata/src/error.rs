@@ -1,14 +1,19 @@
 //! Why a command is refused.
 
-use palisade_log::TopicId;
+use std::borrow::Cow;
+
+use palisade_log::{ShardId, TopicId};
 use palisade_security::{
     ScramMechanism, acl::BindingError, name::NameError, quota::QuotaError, scram::CredentialError,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{config::ConfigError, topic_name::TopicNameError};
 
-/// Why a command is refused; nothing has changed then. Each variant has one Kafka error code, which the server knows.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a command is refused; nothing has changed then. Each variant has one Kafka error code, which the server knows. Travels between brokers:
+/// a change that was proposed on another broker is refused in the same words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum MetadataError {
     /// The entry is no command.
@@ -32,7 +37,7 @@ pub enum MetadataError {
     },
     /// The number of data shards cannot change.
     #[error(
-        "the cluster has {found} data shards, the configuration says {wanted}: storage.data_shards cannot change after the first start"
+        "the cluster has {found} data shards a broker, the configuration says {wanted}: storage.data_shards cannot change after the first start"
     )]
     DataShards {
         /// The number in the metadata.
@@ -49,8 +54,37 @@ pub enum MetadataError {
         /// The broker.
         id: i32,
         /// What is wrong.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
+    /// A broker that would take its replicas along.
+    #[error("broker {id} still has {replicas} shard replica(s): drain it first")]
+    BrokerHasReplicas {
+        /// The broker.
+        id: i32,
+        /// How many are assigned to it.
+        replicas: usize,
+    },
+    /// A set of replicas that cannot be.
+    #[error("these replicas are not usable: {0}")]
+    Replicas(String),
+    /// A shard that does not exist.
+    #[error("there is no shard {0}")]
+    UnknownShard(ShardId),
+    /// Somebody else has assigned the shard meanwhile.
+    #[error(
+        "shard {shard} is at generation {found}, not {wanted}: it has been assigned anew meanwhile"
+    )]
+    ShardGeneration {
+        /// The shard.
+        shard: ShardId,
+        /// Its generation.
+        found: u32,
+        /// The generation in the command.
+        wanted: u32,
+    },
+    /// Nothing can be put anywhere: the pool has to be created first.
+    #[error("there are no shards of replication factor {0} yet; retry")]
+    NoPool(u16),
     /// The name is taken.
     #[error("topic `{0}` already exists")]
     TopicExists(String),
@@ -74,12 +108,14 @@ pub enum MetadataError {
     #[error("{0}")]
     Partitions(String),
     /// A number of replicas that cannot be.
-    #[error("replication factor {wanted} is not possible with {brokers} brokers")]
+    #[error("{}", replication_factor(*wanted, *brokers, *draining))]
     ReplicationFactor {
         /// The number asked for.
         wanted: u16,
-        /// The number of registered brokers.
+        /// The number of registered brokers that take replicas.
         brokers: usize,
+        /// The number of registered brokers that are about to leave.
+        draining: usize,
     },
     /// A configuration that cannot be.
     #[error("{0}")]
@@ -121,14 +157,31 @@ pub enum MetadataError {
         /// The version in the command.
         found: u32,
         /// What would be.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// More of something than a cluster may have.
     #[error("the cluster has as many {what} as it may: {limit}")]
     Limit {
         /// Of what.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// How many it may have.
         limit: usize,
     },
+}
+
+/// Kafka's words, which its tools' users know, and the brokers that do not count.
+fn replication_factor(wanted: u16, brokers: usize, draining: usize) -> String {
+    let begin = format!("Unable to replicate the partition {wanted} time(s):");
+    if wanted == 0 {
+        return format!(
+            "{begin} Invalid replication factor 0: the replication factor must be positive."
+        );
+    }
+    let others = match draining {
+        0 => String::new(),
+        count => format!(" ({count} more are being drained)"),
+    };
+    format!(
+        "{begin} The target replication factor of {wanted} cannot be reached because only {brokers} broker(s) are registered{others}."
+    )
 }

@@ -9,16 +9,14 @@ use palisade_log::{PartitionIndex, ShardId, TopicId};
 use palisade_seal::{DekVersion, WrappedKey};
 use palisade_security::{ScramCredential, ScramMechanism, acl::AclSet, quota::QuotaSet};
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::{
-    MetadataError,
-    command::BrokerEndpoint,
+    BrokerRegistration, Cluster, MetadataError, ShardInfo,
     config::{Effective, TOPIC_CONFIGS},
     topic_name::collision_key,
 };
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The metadata at a moment. Sections are shared: a clone costs a few reference counts, a change copies its section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,54 +37,14 @@ pub struct Image {
     pub broker_configs: Arc<BTreeMap<String, String>>,
     /// Registered brokers by id.
     pub brokers: Arc<BTreeMap<i32, BrokerRegistration>>,
+    /// Data shards.
+    pub shards: Arc<BTreeMap<ShardId, ShardInfo>>,
+    /// The shards that topics of a replication factor go to, in order; fixed once made.
+    pub pools: Arc<BTreeMap<u16, Vec<ShardId>>>,
     /// Versions of the system key, which seals offsets and the like.
     pub system_keys: Arc<BTreeMap<DekVersion, WrappedKey>>,
     /// The next producer id that has never been given out.
     pub next_producer_id: i64,
-}
-
-/// The identity of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cluster {
-    /// Kafka cluster id.
-    pub id: String,
-    /// Number of data shards; they are numbered from 1.
-    pub data_shards: u32,
-    /// Where the next new partition goes, counted round all shards.
-    pub(crate) cursor: u32,
-}
-
-impl Cluster {
-    pub(crate) const fn new(id: String, data_shards: u32) -> Self {
-        Self {
-            id,
-            data_shards,
-            cursor: 0,
-        }
-    }
-
-    /// Takes the shards of `count` new partitions, one after the other round all of them.
-    pub(crate) fn next_shards(&mut self, count: u32) -> Vec<ShardId> {
-        let shards = self.data_shards.max(1);
-        (0..count)
-            .map(|_| {
-                let shard = ShardId(1 + self.cursor % shards);
-                self.cursor = (self.cursor + 1) % shards;
-                shard
-            })
-            .collect()
-    }
-
-    /// The data shard that owns a group's committed offsets; the same on every broker and for ever.
-    #[must_use]
-    pub fn shard_of_group(&self, group: &str) -> ShardId {
-        // FNV-1a: fixed by its definition, whatever the platform or the version of this program.
-        let hash = group.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let index = hash % u64::from(self.data_shards.max(1));
-        ShardId(1 + u32::try_from(index).unwrap_or(0))
-    }
 }
 
 /// A topic.
@@ -257,31 +215,6 @@ impl ScramUsers {
     }
 }
 
-/// A registered broker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BrokerRegistration {
-    /// Kafka broker id.
-    pub id: i32,
-    /// Changes with its data directory.
-    pub incarnation: Uuid,
-    /// Grows with every registration of any broker.
-    pub epoch: u64,
-    /// Where it stands.
-    pub rack: Option<String>,
-    /// How it is reached.
-    pub endpoints: Vec<BrokerEndpoint>,
-}
-
-impl BrokerRegistration {
-    /// How clients of this listener reach the broker.
-    #[must_use]
-    pub fn endpoint(&self, listener: &str) -> Option<&BrokerEndpoint> {
-        self.endpoints
-            .iter()
-            .find(|endpoint| endpoint.listener == listener)
-    }
-}
-
 impl Image {
     /// An empty cluster.
     #[must_use]
@@ -320,8 +253,14 @@ impl Image {
     pub fn decode(bytes: &[u8]) -> Result<Self, MetadataError> {
         match bytes.split_first() {
             None => Err(MetadataError::Malformed("it is empty".to_owned())),
-            Some((&FORMAT, body)) => postcard::from_bytes(body)
-                .map_err(|error| MetadataError::Malformed(error.to_string())),
+            Some((&FORMAT, body)) => match postcard::take_from_bytes(body) {
+                Ok((image, [])) => Ok(image),
+                Ok((_, rest)) => Err(MetadataError::Malformed(format!(
+                    "{} bytes follow its end",
+                    rest.len()
+                ))),
+                Err(error) => Err(MetadataError::Malformed(error.to_string())),
+            },
             Some((format, _)) => Err(MetadataError::Format(*format)),
         }
     }

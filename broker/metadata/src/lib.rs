@@ -1,5 +1,5 @@
 //! The cluster's metadata, the state machine of shard 0: topics, ACLs, SCRAM credentials, quotas, configurations, broker
-//! registrations and wrapped keys.
+//! registrations, the placement of shards and wrapped keys.
 //!
 //! A change is a [`MetadataCommand`]. [`Image::admit`] checks one against the current state and encodes it as a log entry;
 //! [`Image::apply`] is what every broker does with the entries, in log order, and so must be the same function of the same
@@ -9,17 +9,20 @@
 //! An [`Image`] is a value: cloning it is cheap, and requests are answered from the one that was current when they came.
 
 mod apply;
+mod cluster;
 mod command;
 pub mod config;
 mod error;
 mod image;
 mod machine;
+pub mod placement;
 pub mod topic_name;
 
+pub use cluster::{BrokerRegistration, Cluster, ShardInfo, node_of};
 pub use command::{
     BrokerEndpoint, ConfigOp, ConfigResource, MAX_COMMAND_BYTES, MetadataCommand, MetadataResponse,
 };
 pub use config::{CleanupPolicy, TimestampType, TopicSettings};
 pub use error::MetadataError;
-pub use image::{BrokerRegistration, Cluster, Image, ScramUsers, Topic, Topics};
+pub use image::{Image, ScramUsers, Topic, Topics};
 pub use machine::{MetadataMachine, OpenError};

@@ -15,10 +15,11 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use palisade_seal::{
     FileKeys, FileKind, HEADER_LIMIT, NONCE_LEN, SealError, create_private, write_atomically,
 };
-use palisade_shard::{CheckpointError, Command, LogPosition, StateMachine};
+use palisade_shard::{CheckpointError, Command, Incoming, LogPosition, Snapshot, StateMachine};
 use tokio::sync::watch;
 
 use crate::{Image, MetadataError, MetadataResponse};
@@ -112,11 +113,21 @@ impl MetadataMachine {
         &self.image
     }
 
-    fn seal(&self, at: LogPosition) -> Result<Vec<u8>, String> {
+    /// Makes `image` durable as the state at `at`.
+    fn write(&self, at: LogPosition, image: &Image) -> Result<(), CheckpointError> {
+        let file = self.file.display();
+        let bytes = self
+            .seal(at, image)
+            .map_err(|reason| CheckpointError::Write(format!("`{file}`: {reason}")))?;
+        write_atomically(&self.file, &bytes, MODE)
+            .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))
+    }
+
+    fn seal(&self, at: LogPosition, image: &Image) -> Result<Vec<u8>, String> {
         let mut body = vec![FORMAT];
         body.extend_from_slice(&at.term.to_be_bytes());
         body.extend_from_slice(&at.index.to_be_bytes());
-        body.extend(self.image.encode().map_err(|error| error.to_string())?);
+        body.extend(image.encode().map_err(|error| error.to_string())?);
         let sealed = |error: SealError| error.to_string();
         let (key, mut bytes) = self.keys.create(KIND, CONTEXT).map_err(sealed)?;
         let (nonce, tag) = key
@@ -167,15 +178,66 @@ impl StateMachine for MetadataMachine {
             CheckpointError::Write("nothing has been applied to the metadata yet".to_owned())
         })?;
         if self.durable != Some(at) {
-            let file = self.file.display();
-            let bytes = self
-                .seal(at)
-                .map_err(|reason| CheckpointError::Write(format!("`{file}`: {reason}")))?;
-            write_atomically(&self.file, &bytes, MODE)
-                .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))?;
+            self.write(at, &self.image)?;
             self.durable = Some(at);
         }
         Ok(at)
+    }
+
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>, CheckpointError> {
+        let bytes = self.image.encode().map_err(unusable)?;
+        Ok(Arc::new(ImageSnapshot(bytes.into())))
+    }
+
+    fn receive(&self, description: Bytes) -> Result<(Box<dyn Incoming>, Bytes), CheckpointError> {
+        let image = Image::decode(&description).map_err(unusable)?;
+        Ok((Box::new(IncomingImage(image)), Bytes::new()))
+    }
+
+    fn install(
+        &mut self,
+        at: LogPosition,
+        incoming: Box<dyn Incoming>,
+    ) -> Result<(), CheckpointError> {
+        let IncomingImage(image) = *incoming
+            .into_any()
+            .downcast()
+            .map_err(|_| unusable("it is not one of the metadata"))?;
+        self.write(at, &image)?;
+        self.published.send_replace(Arc::new(image.clone()));
+        self.image = image;
+        self.applied = Some(at);
+        self.durable = Some(at);
+        Ok(())
+    }
+}
+
+fn unusable(reason: impl std::fmt::Display) -> CheckpointError {
+    CheckpointError::Write(format!("the metadata snapshot is not usable: {reason}"))
+}
+
+/// The encoded image: small enough to be the description of itself.
+struct ImageSnapshot(Bytes);
+
+impl Snapshot for ImageSnapshot {
+    fn description(&self) -> Bytes {
+        self.0.clone()
+    }
+
+    fn chunk(&self, _have: &[u8], _cursor: u64) -> Result<Option<(Bytes, u64)>, CheckpointError> {
+        Ok(None)
+    }
+}
+
+struct IncomingImage(Image);
+
+impl Incoming for IncomingImage {
+    fn chunk(&mut self, _part: Bytes) -> Result<(), CheckpointError> {
+        Err(unusable("the metadata are sent as a whole"))
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
     }
 }
 

@@ -1,10 +1,12 @@
 //! What a topic may be called: Kafka's rules.
 
+use serde::{Deserialize, Serialize};
+
 /// Longest name: a partition's directory, `<name>-<index>`, used to be a file name.
 pub const MAX_TOPIC_NAME: usize = 249;
 
 /// Why a string is no topic name. The messages are Kafka's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum TopicNameError {
     /// Nothing there.

@@ -4,11 +4,13 @@
 //! hide part of one is refused at the door. Quotes, commas and spaces are ordinary characters here: whoever writes a
 //! name into a format with quoting quotes it.
 
+use serde::{Deserialize, Serialize};
+
 /// Longest name in bytes; certificate subjects are the long ones.
 pub const MAX_NAME_BYTES: usize = 1024;
 
 /// Why a string cannot be a user name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum NameError {
     /// Nothing there.

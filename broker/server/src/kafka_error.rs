@@ -46,6 +46,13 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
         MetadataError::ClusterId { .. } => KafkaError::InconsistentClusterId,
         MetadataError::UnknownBroker(_) => KafkaError::BrokerIdNotRegistered,
         MetadataError::InvalidBroker { .. } => KafkaError::InvalidRegistration,
+        MetadataError::BrokerHasReplicas { .. } => KafkaError::InvalidRequest,
+        MetadataError::Replicas(_) | MetadataError::UnknownShard(_) => {
+            KafkaError::InvalidReplicaAssignment
+        }
+        MetadataError::ShardGeneration { .. } => KafkaError::InvalidUpdateVersion,
+        // Retriable: the shards are made in a moment.
+        MetadataError::NoPool(_) => KafkaError::CoordinatorNotAvailable,
         MetadataError::TopicExists(_) => KafkaError::TopicAlreadyExists,
         MetadataError::UnknownTopic(_) => KafkaError::UnknownTopicOrPartition,
         MetadataError::TopicName(_) | MetadataError::TopicCollision { .. } => {

@@ -158,6 +158,7 @@ mod tests {
             partitions: 0,
             connections: 0,
             quarantined: Vec::new(),
+            ..BrokerStatus::default()
         }
     }
 

@@ -71,6 +71,7 @@ pub(super) fn skeleton(cluster_id: String) -> BrokerConfig {
             tls: tls(Some(CLUSTER_TRUST)),
             anonymous_metrics: false,
         },
+        cluster: palisade_config::ClusterConfig::default(),
         listeners: Vec::new(),
         super_users: Vec::new(),
     }

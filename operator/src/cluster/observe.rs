@@ -138,6 +138,7 @@ pub(crate) mod tests {
                 partitions: 0,
                 connections: 0,
                 quarantined: Vec::new(),
+                ..BrokerStatus::default()
             }),
         }
     }

@@ -9,8 +9,8 @@ use crate::{
 
 /// Longest cluster id.
 const MAX_CLUSTER_ID: usize = 64;
-/// Data shards that make sense on one cluster.
-const MAX_DATA_SHARDS: u32 = 1024;
+/// Data shards that make sense on one broker.
+const MAX_DATA_SHARDS: u32 = 64;
 
 impl Image {
     /// Checks a command against this state and encodes it: what a request does before it proposes. The state may change
@@ -88,7 +88,7 @@ fn check_bootstrap(cluster_id: &str, data_shards: u32) -> Result<(), MetadataErr
         )));
     }
     if data_shards == 0 || data_shards > MAX_DATA_SHARDS {
-        return Err(ConfigError::Contradiction("a cluster has 1 to 1024 data shards").into());
+        return Err(ConfigError::Contradiction("a broker has 1 to 64 data shards".into()).into());
     }
     Ok(())
 }

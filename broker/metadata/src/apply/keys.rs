@@ -34,9 +34,9 @@ impl Image {
     pub(super) fn drop_topic_key(&mut self, id: TopicId, version: DekVersion) -> Outcome {
         let mut topic = (**self.topic(id)?).clone();
         let newest = topic.keys.last_key_value().map(|(newest, _)| *newest);
-        let refused = |reason| MetadataError::KeyVersion {
+        let refused = |reason: &'static str| MetadataError::KeyVersion {
             found: version.0,
-            reason,
+            reason: reason.into(),
         };
         if newest == Some(version) {
             return Err(refused("the newest version of a key cannot be dropped"));
@@ -55,9 +55,9 @@ fn set(
     version: DekVersion,
     key: WrappedKey,
 ) -> Result<(), MetadataError> {
-    let refused = |reason| MetadataError::KeyVersion {
+    let refused = |reason: &'static str| MetadataError::KeyVersion {
         found: version.0,
-        reason,
+        reason: reason.into(),
     };
     let next = keys
         .last_key_value()

@@ -43,18 +43,8 @@ impl Image {
             ));
         }
         self.room_for(0, partitions)?;
-        let brokers = self.brokers.len();
-        if replication_factor == 0 || usize::from(replication_factor) > brokers {
-            return Err(MetadataError::ReplicationFactor {
-                wanted: replication_factor,
-                brokers,
-            });
-        }
-        let cluster = self
-            .cluster
-            .as_mut()
-            .ok_or(MetadataError::NotBootstrapped)?;
-        let shards = cluster.next_shards(partitions);
+        self.check_replication_factor(replication_factor)?;
+        let shards = self.next_shards(replication_factor, partitions)?;
         Arc::make_mut(&mut self.topics).insert(Arc::new(Topic {
             id,
             name,
@@ -90,11 +80,9 @@ impl Image {
         let added = total - current;
         self.room_for(current, added)?;
         let mut topic = (**self.topic(id)?).clone();
-        let cluster = self
-            .cluster
-            .as_mut()
-            .ok_or(MetadataError::NotBootstrapped)?;
-        topic.partitions.extend(cluster.next_shards(added));
+        topic
+            .partitions
+            .extend(self.next_shards(topic.replication_factor, added)?);
         let shards = topic.partitions.clone();
         Arc::make_mut(&mut self.topics).insert(Arc::new(topic));
         Ok(MetadataResponse::Partitions { id, shards })

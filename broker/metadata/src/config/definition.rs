@@ -77,7 +77,7 @@ impl ConfigDefinition {
     /// [`ConfigError`] that says what the value may be.
     pub fn check(&self, value: &str) -> Result<(), ConfigError> {
         let invalid = |reason: String| ConfigError::Value {
-            name: self.name,
+            name: self.name.into(),
             value: shorten(value),
             reason,
         };
@@ -118,9 +118,9 @@ impl ConfigDefinition {
                     Ok(())
                 } else {
                     Err(ConfigError::Fixed {
-                        name: self.name,
-                        default: self.default,
-                        reason,
+                        name: self.name.into(),
+                        default: self.default.into(),
+                        reason: reason.into(),
                     })
                 }
             }

@@ -104,7 +104,7 @@ fn another_key_does_not_open_it() {
 fn entries_that_are_no_commands_are_refused_and_the_machine_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let (mut machine, follower) = open(directory.path()).unwrap();
-    for (index, meta) in [vec![], vec![99, 1], vec![1, 200], vec![1]]
+    for (index, meta) in [vec![], vec![99, 1], vec![2, 200], vec![2]]
         .into_iter()
         .enumerate()
     {
@@ -135,4 +135,72 @@ fn a_checkpoint_that_cannot_be_written_says_so_and_can_be_tried_again() {
     assert!(error.contains("metadata/checkpoint"), "{error}");
     fs::create_dir(&metadata).unwrap();
     assert_eq!(machine.checkpoint().unwrap(), at(1));
+}
+
+#[test]
+fn a_snapshot_replaces_the_state_of_another_and_is_durable_there() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut sender, _follower) = open(here.path()).unwrap();
+    sender.apply(at(1), bootstrap()).unwrap();
+    sender.blank(at(7));
+    let snapshot = sender.snapshot().unwrap();
+    let before = sender.image().clone();
+    // The sender goes on; what was taken does not change.
+    sender.apply(at(8), bootstrap()).unwrap();
+
+    let (mut receiver, follower) = open(there.path()).unwrap();
+    let (incoming, have) = receiver.receive(snapshot.description()).unwrap();
+    assert!(snapshot.chunk(&have, 0).unwrap().is_none());
+    assert_eq!(
+        (receiver.applied(), receiver.image().version),
+        (None, 0),
+        "nothing is taken over yet"
+    );
+    receiver.install(at(7), incoming).unwrap();
+    assert_eq!(receiver.applied(), Some(at(7)));
+    assert_eq!(*receiver.image(), before);
+    assert_eq!(**follower.borrow(), before);
+    drop(receiver);
+    let (receiver, _follower) = open(there.path()).unwrap();
+    assert_eq!(
+        (receiver.applied(), receiver.image()),
+        (Some(at(7)), &before)
+    );
+}
+
+#[test]
+fn a_snapshot_that_makes_no_sense_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, follower) = open(directory.path()).unwrap();
+    machine.apply(at(1), bootstrap()).unwrap();
+    let good = machine.snapshot().unwrap().description();
+    for length in 0..good.len() {
+        assert!(
+            machine.receive(good.slice(..length)).is_err(),
+            "{length} bytes were taken for an image"
+        );
+    }
+    let longer = [&good[..], &[0]].concat();
+    assert!(machine.receive(longer.into()).is_err());
+    let (mut incoming, _have) = machine.receive(good.clone()).unwrap();
+    assert!(incoming.chunk(Bytes::from_static(b"x")).is_err());
+
+    struct Other;
+    impl Incoming for Other {
+        fn chunk(&mut self, _part: Bytes) -> Result<(), CheckpointError> {
+            Ok(())
+        }
+        fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+            self
+        }
+    }
+    let before = machine.image().clone();
+    assert!(machine.install(at(9), Box::new(Other)).is_err());
+    // A disk that does not take it leaves the state as it was.
+    let (incoming, _have) = machine.receive(good).unwrap();
+    fs::remove_dir_all(directory.path().join("metadata")).unwrap();
+    let error = machine.install(at(9), incoming).unwrap_err().to_string();
+    assert!(error.contains("metadata/checkpoint"), "{error}");
+    assert_eq!((machine.image(), machine.applied()), (&before, Some(at(1))));
+    assert_eq!(**follower.borrow(), before);
 }

@@ -1,6 +1,6 @@
 //! The parts of a binding, with Kafka's numeric codes.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -279,7 +279,7 @@ pub struct AclBinding {
 }
 
 /// Why a binding is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum BindingError {
     /// A code that is unknown, or stands for several things at once.
@@ -288,7 +288,7 @@ pub enum BindingError {
     )]
     Code {
         /// Which code.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Its value.
         code: i8,
     },
@@ -328,7 +328,10 @@ impl AclBinding {
         operation: i8,
         permission: i8,
     ) -> Result<Self, BindingError> {
-        let code = |what, code| BindingError::Code { what, code };
+        let code = |what: &'static str, code| BindingError::Code {
+            what: what.into(),
+            code,
+        };
         let binding = Self {
             resource_type: ResourceType::from_code(resource_type)
                 .ok_or_else(|| code("resource type", resource_type))?,
@@ -456,7 +459,7 @@ mod tests {
         assert_eq!(
             AclBinding::from_codes(1, "t".into(), 3, "User:a".into(), "*".into(), 3, 3),
             Err(BindingError::Code {
-                what: "resource type",
+                what: "resource type".into(),
                 code: 1
             })
         );

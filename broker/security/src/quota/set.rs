@@ -84,7 +84,7 @@ pub enum QuotaEntity {
 }
 
 /// Why a quota is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum QuotaError {
     /// No part, parts that do not go together, or an unknown one.
@@ -107,15 +107,16 @@ pub enum QuotaError {
     UnknownKey(String),
     /// The limit is for another kind of entity.
     #[error(
-        "{0} does not apply to this entity: connection_creation_rate is for ip, everything else for user and client-id"
+        "{key} does not apply to this entity: connection_creation_rate is for ip, everything else for user and client-id",
+        key = .0.as_str()
     )]
-    WrongKey(&'static str),
+    WrongKey(QuotaKey),
     /// Zero, negative or not a number.
-    #[error("{0} must be greater than 0")]
-    NotPositive(&'static str),
+    #[error("{} must be greater than 0", .0.as_str())]
+    NotPositive(QuotaKey),
     /// A fraction where Kafka has an integer.
-    #[error("{0} must be a whole number")]
-    Fraction(&'static str),
+    #[error("{} must be a whole number", .0.as_str())]
+    Fraction(QuotaKey),
 }
 
 impl QuotaEntity {
@@ -187,13 +188,13 @@ impl QuotaEntity {
     pub fn check_value(&self, key: QuotaKey, value: f64) -> Result<(), QuotaError> {
         let for_ip = key == QuotaKey::ConnectionCreationRate;
         if for_ip != matches!(self, Self::Ip(_)) {
-            return Err(QuotaError::WrongKey(key.as_str()));
+            return Err(QuotaError::WrongKey(key));
         }
         if !value.is_finite() || value <= 0.0 {
-            return Err(QuotaError::NotPositive(key.as_str()));
+            return Err(QuotaError::NotPositive(key));
         }
         if key.is_whole() && value.fract() != 0.0 {
-            return Err(QuotaError::Fraction(key.as_str()));
+            return Err(QuotaError::Fraction(key));
         }
         Ok(())
     }

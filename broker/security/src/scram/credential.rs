@@ -25,7 +25,7 @@ const SALT_BYTES: usize = 32;
 const MAX_SALT_BYTES: usize = 256;
 
 /// Why a credential cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum CredentialError {
     /// Below [`MIN_ITERATIONS`].

@@ -129,6 +129,9 @@ pub(super) fn super_users(
 pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
     let began = Instant::now();
     let config = plan.read()?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let endpoints = endpoints(&config)?;
     let super_users = super_users(&config, &plan.file)?;
     let provider = key_provider(&config)?;
@@ -426,6 +429,8 @@ async fn bootstrap(
             endpoints,
         })
         .await?;
+    let pool = storage.images.borrow().new_pool(1, true);
+    storage.change(&pool.map_err(storage_error)?).await?;
     if let Some(user) = user {
         make_user(storage, user).await?;
     }

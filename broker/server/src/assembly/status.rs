@@ -171,6 +171,7 @@ impl State {
                     offset: file.position,
                 })
                 .collect(),
+            ..BrokerStatus::default()
         }
     }
 

@@ -176,6 +176,7 @@ fn configuration(
             tls: tls.clone(),
             anonymous_metrics: true,
         },
+        cluster: palisade_config::ClusterConfig::default(),
         listeners: vec![ListenerConfig {
             name: LISTENER.to_owned(),
             bind: LOOPBACK,

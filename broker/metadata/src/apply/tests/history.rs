@@ -4,13 +4,32 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn any_node() -> impl Strategy<Value = NodeId> {
+    (0..3_i32, prop::sample::select(vec![1, 7, 7, 7]))
+        .prop_map(|(broker, incarnation)| NodeId::of(broker, incarnation))
+}
+
 fn any_command() -> impl Strategy<Value = MetadataCommand> {
     let topic = || (1_u128..5).prop_map(id);
     let name = prop::sample::select(vec!["a", "b.c", "b_c", "d", "bad name"]);
     prop_oneof![
         1 => Just(bootstrap()),
         1 => (-1..3_i32).prop_map(register),
+        1 => (0..3_i32, 1..4_u128).prop_map(|(id, incarnation)| MetadataCommand::RegisterBroker {
+            id,
+            incarnation: Uuid::from_u128(incarnation << 96),
+            rack: None,
+            endpoints: Vec::new(),
+        }),
         1 => (0..3_i32).prop_map(|id| MetadataCommand::UnregisterBroker { id }),
+        1 => (0..3_i32, any::<bool>()).prop_map(|(id, draining)| MetadataCommand::SetDraining { id, draining }),
+        2 => (0..4_u16, prop::collection::vec(prop::collection::vec(any_node(), 1..3), 0..4), any::<bool>())
+            .prop_map(|(replication_factor, replicas, for_groups)| {
+                MetadataCommand::CreatePool { replication_factor, replicas, for_groups }
+            }),
+        3 => (0..8_u32, 0..3_u32, prop::collection::vec(any_node(), 1..3)).prop_map(|(shard, generation, replicas)| {
+            MetadataCommand::AssignShard { shard: ShardId(shard), generation, replicas }
+        }),
         4 => (name, 1_u128..5, 0..6_u32).prop_map(|(name, topic, partitions)| create(name, topic, partitions)),
         2 => topic().prop_map(|id| MetadataCommand::DeleteTopic { id }),
         2 => (topic(), 0..12_u32).prop_map(|(id, total)| MetadataCommand::CreatePartitions { id, total }),
@@ -59,10 +78,27 @@ fn check(image: &Image) {
         .map(|topic| topic.partitions.len())
         .sum();
     assert_eq!(partitions, image.topics.partition_count());
-    let shards = image
-        .cluster
-        .as_ref()
-        .map_or(0, |cluster| cluster.data_shards);
+    for (replication_factor, pool) in image.pools.iter() {
+        for shard in pool {
+            assert_eq!(image.shards[shard].replication_factor, *replication_factor);
+        }
+    }
+    let pooled: Vec<ShardId> = image.pools.values().flatten().copied().collect();
+    assert_eq!(pooled.len(), image.shards.len());
+    for shard in image.shards.values() {
+        let brokers: BTreeSet<i32> = shard.replicas.iter().map(|node| node.broker()).collect();
+        assert_eq!(brokers.len(), usize::from(shard.replication_factor));
+        assert_eq!(brokers.len(), shard.replicas.len());
+        for node in &shard.replicas {
+            assert_eq!(
+                image.node_of(node.broker()),
+                Some(*node),
+                "a replica on no registered node"
+            );
+        }
+        // Only the very first replicas may form a shard, or the one that is left with nothing.
+        assert!(shard.generation > 0 || shard.founders == shard.replicas);
+    }
     for topic in image.topics.iter() {
         assert_eq!(
             image.topics.by_name(&topic.name).map(|found| found.id),
@@ -70,12 +106,8 @@ fn check(image: &Image) {
         );
         assert_eq!(image.topics.colliding(&topic.name), None);
         assert!(topic.current_key().is_some());
-        assert!(
-            topic
-                .partitions
-                .iter()
-                .all(|shard| (1..=shards).contains(&shard.0))
-        );
+        let pool = &image.pools[&topic.replication_factor];
+        assert!(topic.partitions.iter().all(|shard| pool.contains(shard)));
     }
     assert!(
         image
@@ -116,7 +148,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let mut entry = vec![1];
+        let mut entry = vec![2];
         entry.extend(&bytes);
         let mut image = cluster();
         let _ = image.apply_entry(&entry);

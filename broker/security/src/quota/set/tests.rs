@@ -103,23 +103,17 @@ fn a_refused_change_changes_nothing() {
     for (changes, error) in [
         (
             vec![(KEY, None), (KEY, Some(0.0))],
-            QuotaError::NotPositive("producer_byte_rate"),
+            QuotaError::NotPositive(KEY),
         ),
-        (
-            vec![(KEY, Some(f64::NAN))],
-            QuotaError::NotPositive("producer_byte_rate"),
-        ),
+        (vec![(KEY, Some(f64::NAN))], QuotaError::NotPositive(KEY)),
         (
             vec![(KEY, Some(f64::INFINITY))],
-            QuotaError::NotPositive("producer_byte_rate"),
+            QuotaError::NotPositive(KEY),
         ),
-        (
-            vec![(KEY, Some(1.5))],
-            QuotaError::Fraction("producer_byte_rate"),
-        ),
+        (vec![(KEY, Some(1.5))], QuotaError::Fraction(KEY)),
         (
             vec![(QuotaKey::ConnectionCreationRate, Some(5.0))],
-            QuotaError::WrongKey("connection_creation_rate"),
+            QuotaError::WrongKey(QuotaKey::ConnectionCreationRate),
         ),
     ] {
         assert_eq!(quotas.alter(&alice, &changes), Err(error));
@@ -128,7 +122,7 @@ fn a_refused_change_changes_nothing() {
     let address = QuotaEntity::Ip(named("10.0.0.1"));
     assert_eq!(
         quotas.alter(&address, &[(KEY, Some(5.0))]),
-        Err(QuotaError::WrongKey("producer_byte_rate"))
+        Err(QuotaError::WrongKey(KEY))
     );
 }
 
