@@ -14,7 +14,9 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 pub const LENGTH: usize = 64;
 
 /// Salted passwords by password, salt and iterations: deriving one takes longer than all else that a connection costs the client.
-static SALTED: Mutex<Option<HashMap<(String, Vec<u8>, u32), [u8; LENGTH]>>> = Mutex::new(None);
+static SALTED: Mutex<Option<Cache>> = Mutex::new(None);
+
+type Cache = HashMap<(String, Vec<u8>, u32), [u8; LENGTH]>;
 
 /// PBKDF2 of a password.
 pub fn salted(password: &str, salt: &[u8], iterations: u32) -> Result<[u8; LENGTH]> {
