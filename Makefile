@@ -71,6 +71,19 @@ fuzz: ## Fuzz every decoder of outside bytes for FUZZ_SECONDS each (needs cargo-
 	  done; \
 	done
 
+.PHONY: bench
+BENCH_TARGET ?= $(CACHE)/bench-$(shell { cat e2e/bench/Cargo.lock; rustc -vV 2>/dev/null; } | sha256sum | cut -c1-16)
+RELEASE = $(CARGO_TARGET_DIR)/$(HOST)/release
+export CELLS QUICK
+bench: ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/README.md)
+	@bash e2e/bootstrap.sh libssl-dev pkg-config
+	@echo "[bench] release build of the broker into $(CARGO_TARGET_DIR) (about 6 minutes from nothing on two cores)"
+	@$(CARGO) build $(ON) --release -p palisade-server --bin palisade-broker
+	@echo "[bench] load generator into $(BENCH_TARGET)"
+	@CARGO_TARGET_DIR=$(BENCH_TARGET) cargo build --locked --release --manifest-path e2e/bench/Cargo.toml
+	@$(BENCH_TARGET)/release/palisade-bench run --broker $(RELEASE)/palisade-broker --cache $(CACHE) --out target/bench \
+	  $(if $(QUICK),--quick) --cells "$${CELLS:-}"
+
 .PHONY: lint
 lint: ## Format, clippy, licences and bans of dependencies
 	@cargo fmt --all --check

@@ -2,7 +2,7 @@
 # Installs the Debian packages that the built-in Kubernetes, the Kafka clients and the build need, as far as they are
 # missing. Takes no time when none is, and changes nothing but packages. Rust and Go are assumed.
 #
-# usage: bootstrap.sh
+# usage: bootstrap.sh [package...], packages that only some verbs need
 set -eu
 
 # The nodes' container runtime and network.
@@ -13,6 +13,7 @@ packages="$packages gcc g++ libc6-dev make mold binutils git ca-certificates"
 # The Kafka clients of the tests and examples.
 packages="$packages kcat busybox-static default-jdk-headless maven"
 packages="$packages jq openssl"
+packages="$packages $*"
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
     echo "bootstrap: this is not Debian or a relative of it; install the equivalents of: $packages" >&2

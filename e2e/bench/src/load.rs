@@ -1,0 +1,488 @@
+//! The load: as much as goes, at a rate, and reading back. Everything is bounded in time.
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    librdkafka::{Consumer, Producer, Sent},
+    proc::{CpuMeter, Usage},
+    stats::Latencies,
+    systems::Access,
+};
+
+/// Longest time without any progress.
+const STALL: Duration = Duration::from_secs(60);
+/// Records queued between two looks at the clock and at deliveries.
+const BURST: u64 = 256;
+
+/// Bytes that no compression makes smaller; records are windows of it, so that neighbours differ.
+static NOISE: LazyLock<&'static [u8]> = LazyLock::new(|| {
+    let mut bytes = vec![0; 8 << 20];
+    // Without randomness all records are alike, which hurts nobody: nothing compresses here.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    bytes.leak()
+});
+
+/// The payload of the record with this number.
+fn payload(number: u64, size: usize) -> &'static [u8] {
+    let noise: &'static [u8] = &NOISE;
+    let windows = (noise.len() / size).max(1) as u64;
+    let from = usize::try_from(number % windows).unwrap_or(0) * size;
+    noise.get(from..from + size).unwrap_or(noise)
+}
+
+/// Who is loaded.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub access: Access,
+    /// The brokers' processes.
+    pub pids: Vec<u32>,
+}
+
+/// Which partition a record goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// One after the other, of so many per topic.
+    InTurn(i32),
+    /// As librdkafka does for records without a key: it stays with one for 10 ms.
+    Sticky,
+}
+
+/// How long to run before, and while, measuring.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub warm: Duration,
+    pub measure: Duration,
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    pub topics: Vec<String>,
+    pub choice: Choice,
+    pub size: usize,
+}
+
+impl Stream {
+    fn partition(&self, number: u64) -> (usize, i32) {
+        let topics = self.topics.len().max(1) as u64;
+        let topic = usize::try_from(number % topics).unwrap_or(0);
+        let partition = match self.choice {
+            Choice::Sticky => -1,
+            Choice::InTurn(count) => {
+                let count = u64::from(count.unsigned_abs()).max(1);
+                i32::try_from(number / topics % count).unwrap_or(0)
+            }
+        };
+        (topic, partition)
+    }
+}
+
+/// A stream at full speed.
+#[derive(Clone, Copy, Debug)]
+pub struct Throughput {
+    /// Records acknowledged, or read, while measuring.
+    pub records: u64,
+    /// Records that librdkafka gave up.
+    pub failed: u64,
+    pub megabytes_per_second: f64,
+    /// CPU of all brokers per record.
+    pub broker_micros_per_record: f64,
+    pub usage: Usage,
+}
+
+impl Throughput {
+    fn new(records: u64, bytes: u64, failed: u64, usage: Usage) -> Self {
+        Self {
+            records,
+            failed,
+            megabytes_per_second: bytes as f64 / 1e6 / usage.elapsed.as_secs_f64(),
+            broker_micros_per_record: usage.brokers * 1e6 / records as f64,
+            usage,
+        }
+    }
+}
+
+fn producer(access: &Access, stream: &Stream, linger_ms: &str) -> Result<Producer> {
+    let mut settings = access.settings();
+    for (key, value) in [
+        ("acks", "all"),
+        ("linger.ms", linger_ms),
+        // Deep enough that brokers never wait, small enough to be flat in memory.
+        ("queue.buffering.max.messages", "200000"),
+        ("queue.buffering.max.kbytes", "131072"),
+        ("message.timeout.ms", "60000"),
+        // Only matters while brokers start.
+        ("reconnect.backoff.ms", "20"),
+        ("reconnect.backoff.max.ms", "200"),
+    ] {
+        settings.push((key.to_owned(), value.to_owned()));
+    }
+    Producer::new(&settings, &stream.topics)
+}
+
+/// Sends as fast as the brokers acknowledge, with librdkafka's default batching.
+pub fn produce(target: &Target, stream: &Stream, timing: Timing) -> Result<Throughput> {
+    let producer = producer(&target.access, stream, "5")?;
+    let start = Instant::now();
+    let (mut sent, mut acknowledged, mut failed) = (0, 0_u64, 0_u64);
+    let mut meter: Option<(CpuMeter, u64)> = None;
+    let mut progress = Instant::now();
+    let result = loop {
+        let full = send_burst(&producer, stream, &mut sent, u64::MAX)?;
+        let before = acknowledged;
+        producer.poll(if full { 5 } else { 0 }, |delivery| {
+            if delivery.acknowledged {
+                acknowledged += 1;
+            } else {
+                failed += 1;
+            }
+        })?;
+        if acknowledged > before {
+            progress = Instant::now();
+        } else if progress.elapsed() > STALL {
+            bail!("no record was acknowledged for {STALL:?} ({failed} failed)");
+        }
+        match &meter {
+            None if start.elapsed() >= timing.warm => {
+                meter = Some((CpuMeter::start(&target.pids)?, acknowledged));
+            }
+            Some((meter, from)) if start.elapsed() >= timing.warm + timing.measure => {
+                let records = acknowledged - from;
+                let bytes = records * stream.size as u64;
+                break Throughput::new(records, bytes, failed, meter.usage()?);
+            }
+            _ => {}
+        }
+    };
+    producer.purge()?;
+    if result.records == 0 {
+        bail!("no record was acknowledged while measuring ({failed} failed)");
+    }
+    Ok(result)
+}
+
+/// Queues some records; true when the queue is full.
+fn send_burst(producer: &Producer, stream: &Stream, sent: &mut u64, limit: u64) -> Result<bool> {
+    for _ in 0..BURST {
+        if *sent >= limit {
+            return Ok(true);
+        }
+        let (topic, partition) = stream.partition(*sent);
+        match producer.send(topic, partition, payload(*sent, stream.size), 0)? {
+            Sent::Queued => *sent += 1,
+            Sent::Full => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+/// Sends so many records and waits until all are acknowledged.
+pub fn fill(target: &Target, stream: &Stream, records: u64) -> Result<()> {
+    let producer = producer(&target.access, stream, "5")?;
+    let (mut sent, mut acknowledged, mut failed) = (0, 0_u64, 0_u64);
+    let mut progress = Instant::now();
+    while acknowledged < records {
+        let full = send_burst(&producer, stream, &mut sent, records)?;
+        let before = acknowledged;
+        producer.poll(if full { 5 } else { 0 }, |delivery| {
+            if delivery.acknowledged {
+                acknowledged += 1;
+            } else {
+                failed += 1;
+            }
+        })?;
+        if failed > 0 {
+            producer.purge()?;
+            bail!("{failed} records were not acknowledged");
+        }
+        if acknowledged > before {
+            progress = Instant::now();
+        } else if progress.elapsed() > STALL {
+            producer.purge()?;
+            bail!("no record was acknowledged for {STALL:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Reads so many records from the beginning, timed from the first one to the last.
+pub fn consume(target: &Target, topic: &str, partitions: i32, records: u64) -> Result<Throughput> {
+    let mut settings = target.access.settings();
+    // A consumer must have a group id, though it joins none.
+    for (key, value) in [("group.id", "bench"), ("enable.auto.commit", "false")] {
+        settings.push((key.to_owned(), value.to_owned()));
+    }
+    let mut consumer = Consumer::new(&settings, topic, partitions)?;
+    let (mut read, mut bytes) = (0_u64, 0_u64);
+    let mut meter: Option<(CpuMeter, u64, u64)> = None;
+    let mut progress = Instant::now();
+    while read < records {
+        let before = read;
+        consumer.poll(100, |payload| {
+            read += 1;
+            bytes += payload.len() as u64;
+        })?;
+        if read > before {
+            progress = Instant::now();
+            if meter.is_none() {
+                meter = Some((CpuMeter::start(&target.pids)?, read, bytes));
+            }
+        } else if progress.elapsed() > STALL {
+            bail!("only {read} of {records} records were read");
+        }
+    }
+    let (meter, first_records, first_bytes) = meter.context("nothing was read")?;
+    Ok(Throughput::new(
+        read - first_records,
+        bytes - first_bytes,
+        0,
+        meter.usage()?,
+    ))
+}
+
+/// Latencies of a stream at a fixed rate.
+#[derive(Clone, Debug)]
+pub struct Paced {
+    pub latencies: Latencies,
+    pub failed: u64,
+    pub usage: Usage,
+}
+
+/// The moments at which records are due, whether or not earlier ones were delayed: a broker that stalls is not asked less.
+struct Schedule {
+    start: Instant,
+    nanos_per_record: u64,
+}
+
+impl Schedule {
+    fn new(start: Instant, per_second: u32) -> Self {
+        Self {
+            start,
+            nanos_per_record: 1_000_000_000 / u64::from(per_second.max(1)),
+        }
+    }
+
+    fn due(&self, number: u64) -> Instant {
+        self.start + Duration::from_nanos(number * self.nanos_per_record)
+    }
+
+    /// Time since the record was due.
+    fn lateness(&self, number: u64) -> u32 {
+        let late = Instant::now().saturating_duration_since(self.due(number));
+        u32::try_from(late.as_micros()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Sends at a rate without lingering; latency is from the moment a record is due until its acknowledgement is seen.
+pub fn produce_paced(
+    target: &Target,
+    stream: &Stream,
+    per_second: u32,
+    timing: Timing,
+) -> Result<Paced> {
+    let producer = producer(&target.access, stream, "0")?;
+    let schedule = Schedule::new(Instant::now(), per_second);
+    let finished = AtomicBool::new(false);
+    let first = (timing.warm.as_secs_f64() * f64::from(per_second)) as u64;
+    let total = first + (timing.measure.as_secs_f64() * f64::from(per_second)) as u64;
+    let outstanding = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let poller = scope.spawn(|| {
+            let (mut latencies, mut failed) = (Vec::new(), 0_u64);
+            while !finished.load(Ordering::Acquire) {
+                producer.poll(50, |delivery| {
+                    outstanding.fetch_sub(1, Ordering::AcqRel);
+                    if !delivery.acknowledged {
+                        failed += 1;
+                    } else if delivery.tag >= first {
+                        latencies.push(schedule.lateness(delivery.tag));
+                    }
+                })?;
+            }
+            anyhow::Ok((latencies, failed))
+        });
+        let pace = || {
+            let mut meter = None;
+            for number in 0..total {
+                if number == first {
+                    meter = Some(CpuMeter::start(&target.pids)?);
+                }
+                sleep_until(schedule.due(number));
+                outstanding.fetch_add(1, Ordering::AcqRel);
+                let (topic, partition) = stream.partition(number);
+                if producer.send(topic, partition, payload(number, stream.size), number)?
+                    == Sent::Full
+                {
+                    bail!("the brokers are too slow for {per_second} records per second");
+                }
+            }
+            let usage = meter.context("nothing was measured")?.usage()?;
+            let end = Instant::now();
+            while outstanding.load(Ordering::Acquire) > 0 && end.elapsed() < STALL {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(usage)
+        };
+        let paced = pace();
+        finished.store(true, Ordering::Release);
+        let (latencies, failed) = joined(poller.join())?;
+        let usage = paced?;
+        let unanswered = outstanding.load(Ordering::Acquire);
+        producer.purge()?;
+        if unanswered > 0 {
+            bail!("{unanswered} records were not acknowledged {STALL:?} after the last");
+        }
+        Ok(Paced {
+            latencies: Latencies::new(latencies),
+            failed,
+            usage,
+        })
+    })
+}
+
+/// Sends at a rate and reads at the same time; latency is from the moment a record is due until the consumer has it.
+pub fn end_to_end(
+    target: &Target,
+    topic: &str,
+    partitions: i32,
+    per_second: u32,
+    size: usize,
+    timing: Timing,
+) -> Result<Paced> {
+    let stream = Stream {
+        topics: vec![topic.to_owned()],
+        choice: Choice::InTurn(partitions),
+        size,
+    };
+    let producer = producer(&target.access, &stream, "0")?;
+    let mut settings = target.access.settings();
+    for (key, value) in [("group.id", "bench"), ("enable.auto.commit", "false")] {
+        settings.push((key.to_owned(), value.to_owned()));
+    }
+    let mut consumer = Consumer::new(&settings, topic, partitions)?;
+    let first = (timing.warm.as_secs_f64() * f64::from(per_second)) as u64;
+    let total = first + (timing.measure.as_secs_f64() * f64::from(per_second)) as u64;
+    let schedule = Schedule::new(Instant::now(), per_second);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut latencies, mut read) = (Vec::new(), 0);
+            let mut progress = Instant::now();
+            while read < total && progress.elapsed() < STALL / 2 {
+                consumer.poll(50, |payload| {
+                    read += 1;
+                    progress = Instant::now();
+                    let number = payload.first_chunk().copied().map(u64::from_be_bytes);
+                    if let Some(number) = number.filter(|number| *number >= first) {
+                        latencies.push(schedule.lateness(number));
+                    }
+                })?;
+            }
+            anyhow::Ok((latencies, total - read))
+        });
+        let pace = || {
+            let mut meter = None;
+            let mut record = payload(0, size).to_vec();
+            for number in 0..total {
+                if number == first {
+                    meter = Some(CpuMeter::start(&target.pids)?);
+                }
+                sleep_until(schedule.due(number));
+                if let Some(head) = record.first_chunk_mut() {
+                    *head = number.to_be_bytes();
+                }
+                let (topic, partition) = stream.partition(number);
+                producer.send_copy(topic, partition, &record, number)?;
+                producer.poll(0, |_| {})?;
+            }
+            meter.context("nothing was measured")?.usage()
+        };
+        let paced = pace();
+        let (latencies, lost) = joined(reader.join())?;
+        producer.purge()?;
+        let usage = paced?;
+        if lost > 0 {
+            bail!("{lost} of {total} records were not read");
+        }
+        Ok(Paced {
+            latencies: Latencies::new(latencies),
+            failed: lost,
+            usage,
+        })
+    })
+}
+
+fn joined<T>(result: thread::Result<Result<T>>) -> Result<T> {
+    result.unwrap_or_else(|_| bail!("a thread of the load generator failed"))
+}
+
+fn sleep_until(moment: Instant) {
+    let left = moment.saturating_duration_since(Instant::now());
+    if !left.is_zero() {
+        thread::sleep(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(topics: usize, choice: Choice) -> Stream {
+        Stream {
+            topics: vec!["t".to_owned(); topics],
+            choice,
+            size: 100,
+        }
+    }
+
+    #[test]
+    fn records_in_turn_reach_every_partition_of_every_topic() {
+        let stream = stream(2, Choice::InTurn(3));
+        let all: Vec<_> = (0..7).map(|number| stream.partition(number)).collect();
+        assert_eq!(
+            all,
+            [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 0)]
+        );
+        assert_eq!(self::stream(1, Choice::Sticky).partition(9), (0, -1));
+    }
+
+    #[test]
+    fn payloads_have_their_size_and_differ() {
+        for size in [100, 1024, 10_240] {
+            assert_eq!(payload(u64::MAX, size).len(), size);
+            assert_ne!(payload(0, size), payload(1, size));
+        }
+    }
+
+    #[test]
+    fn a_late_generator_does_not_move_the_schedule() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, 500);
+        assert_eq!(schedule.due(500), start + Duration::from_secs(1));
+        assert_eq!(
+            Schedule::new(start + Duration::from_secs(9), 1).lateness(0),
+            0
+        );
+    }
+
+    #[test]
+    fn throughput_is_per_second_and_cpu_per_record() {
+        let usage = Usage {
+            elapsed: Duration::from_secs(2),
+            brokers: 1.0,
+            generator: 0.5,
+            others: 0.0,
+        };
+        let result = Throughput::new(100_000, 100_000_000, 0, usage);
+        assert!((result.megabytes_per_second - 50.0).abs() < 1e-9);
+        assert!((result.broker_micros_per_record - 10.0).abs() < 1e-9);
+    }
+}
