@@ -3,16 +3,15 @@
 use std::{collections::HashSet, fmt, net::IpAddr, ops::Range, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use palisade_data::DataPlane;
-use palisade_metadata::{Image, MetadataCommand, MetadataError, MetadataMachine, MetadataResponse};
-use palisade_seal::{KeyProvider, SealError};
+use palisade_metadata::{Image, MetadataCommand, MetadataResponse};
+use palisade_seal::KeyProvider;
 use palisade_security::{Principal, ScramCredential, ScramMechanism, quota::QuotaKey};
-use palisade_shard::{Command, ProposeError, Shard};
 use tokio::sync::watch;
 
 use crate::{
     api,
+    cluster::{ChangeError, Cluster},
     codec::Request,
     groups::GroupRuntime,
     metrics::Metrics,
@@ -25,26 +24,6 @@ use crate::{
 /// Producer ids that are reserved at once.
 const PRODUCER_ID_BLOCK: u32 = 1000;
 
-/// Why a change of the metadata did not happen.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ChangeError {
-    /// The metadata refuse it.
-    #[error(transparent)]
-    Refused(#[from] MetadataError),
-    /// The disk is full.
-    #[error("the disk of the write-ahead log is full; nothing can be changed until space is freed")]
-    Full,
-    /// This broker does not lead the metadata now.
-    #[error("this broker does not lead the metadata now; retry")]
-    NotController,
-    /// A key cannot be made or wrapped.
-    #[error("cannot make a key: {0}")]
-    Keys(#[source] SealError),
-    /// A defect.
-    #[error("{0}")]
-    Unexpected(String),
-}
-
 /// One broker.
 pub(crate) struct Broker {
     pub(crate) node_id: i32,
@@ -56,31 +35,10 @@ pub(crate) struct Broker {
     pub(crate) quotas: Quotas,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) provider: Arc<dyn KeyProvider>,
-    pub(crate) metadata: Arc<Shard<MetadataMachine>>,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) images: watch::Receiver<Arc<Image>>,
     pub(crate) super_users: ArcSwap<HashSet<Principal>>,
     pub(crate) producer_ids: tokio::sync::Mutex<Range<i64>>,
-}
-
-/// Changes the metadata and waits until it is durable and applied.
-pub(crate) async fn change(
-    metadata: &Shard<MetadataMachine>,
-    image: &Image,
-    command: &MetadataCommand,
-) -> Result<MetadataResponse, ChangeError> {
-    let meta = image.admit(command)?;
-    let proposal = Command {
-        meta: meta.into(),
-        payload: Bytes::new(),
-    };
-    match metadata.propose(proposal).await {
-        Ok(outcome) => Ok(outcome?),
-        Err(ProposeError::Full) => Err(ChangeError::Full),
-        Err(ProposeError::NotLeader(_) | ProposeError::Stopped(_) | ProposeError::Busy(_)) => {
-            Err(ChangeError::NotController)
-        }
-        Err(error) => Err(ChangeError::Unexpected(error.to_string())),
-    }
 }
 
 impl Broker {
@@ -89,17 +47,23 @@ impl Broker {
         Arc::clone(&self.images.borrow())
     }
 
+    /// Whether this broker coordinates a group: the leader of the shard that keeps its offsets does.
+    pub(crate) fn coordinates(&self, group: &str) -> bool {
+        let shard = self.images.borrow().shard_of_group(group);
+        shard.is_some_and(|shard| self.data.leads(shard).is_some())
+    }
+
     /// Principals that may do everything.
     pub(crate) fn super_users(&self) -> Arc<HashSet<Principal>> {
         self.super_users.load_full()
     }
 
-    /// See [`change`].
+    /// Changes the metadata, wherever their leader is, and waits until the change is seen here.
     pub(crate) async fn change(
         &self,
         command: &MetadataCommand,
     ) -> Result<MetadataResponse, ChangeError> {
-        change(&self.metadata, &self.image(), command).await
+        self.cluster.change(command).await
     }
 
     /// A producer id that was never given out.

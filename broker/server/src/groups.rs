@@ -105,8 +105,14 @@ impl GroupRuntime {
                 }
             }
         }
-        let effects = self.groups.lock().resign(|_| true);
+        self.resign(|_| true);
+    }
+
+    /// Forgets the groups that have moved to another coordinator, and tells everyone who waits in them.
+    pub(crate) fn resign(&self, moved: impl Fn(&str) -> bool) {
+        let effects = self.groups.lock().resign(moved);
         self.deliver(effects);
+        self.changed.notify_one();
     }
 
     fn ticket(&self, waiting: Waiting) -> Ticket {

@@ -5,7 +5,7 @@ use palisade_coordinator::group::GroupError;
 use palisade_data::{DataError, records::RecordError};
 use palisade_metadata::MetadataError;
 
-use crate::broker::ChangeError;
+use crate::cluster::ChangeError;
 
 /// The code for a refusal of the data plane.
 pub(crate) fn of_data(error: &DataError) -> KafkaError {
@@ -21,6 +21,7 @@ pub(crate) fn of_data(error: &DataError) -> KafkaError {
         DataError::OutOfOrderSequence { .. } => KafkaError::OutOfOrderSequenceNumber,
         DataError::DuplicateSequence { .. } => KafkaError::DuplicateSequenceNumber,
         DataError::OffsetOutOfRange { .. } => KafkaError::OffsetOutOfRange,
+        DataError::OffsetNotAvailable { .. } => KafkaError::OffsetNotAvailable,
         DataError::DiskFull | DataError::Corrupt(_) | DataError::Log(_) | DataError::Seal(_) => {
             KafkaError::KafkaStorageError
         }
@@ -80,6 +81,7 @@ pub(crate) fn of_change(error: &ChangeError) -> KafkaError {
         ChangeError::Refused(error) => of_metadata(error),
         ChangeError::Full => KafkaError::KafkaStorageError,
         ChangeError::NotController => KafkaError::NotController,
+        ChangeError::Unanswered => KafkaError::RequestTimedOut,
         ChangeError::Keys(_) => KafkaError::KafkaStorageError,
         ChangeError::Unexpected(_) => KafkaError::UnknownServerError,
     }

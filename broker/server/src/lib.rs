@@ -5,7 +5,7 @@
 //! codec            requests and answers as bytes
 //! api              one file per Kafka API: who may, what happens, which answer
 //! broker, groups   what handlers act on
-//! cluster          what brokers tell each other
+//! cluster          who leads what, where metadata changes go, which replicas are hosted
 //! admin            health, metrics, status
 //! assembly, dev    starting, following files, stopping
 //! ```
@@ -14,14 +14,7 @@ mod admin;
 mod api;
 mod assembly;
 mod broker;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "one broker has nobody to talk to; the runtime of several uses it"
-    )
-)]
-pub(crate) mod cluster;
+mod cluster;
 mod codec;
 mod dev;
 mod error;

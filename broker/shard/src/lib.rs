@@ -64,3 +64,4 @@ pub use members::{Formation, LeaderView, MembersError, ShardStatus};
 pub use shard::{Leadership, Shard};
 pub use snapshot::{Incoming, Snapshot};
 pub use transport::{Message, NoPeers, Transport, TransportError};
+pub use wire::is_snapshot;

@@ -44,6 +44,12 @@ pub(crate) const OUTVOTED: u8 = 0x8e;
 /// The message could not be dealt with; has the reason as text.
 pub(crate) const REFUSED: u8 = 0x8f;
 
+/// Whether a message of this kind carries a snapshot or has one installed: its answer may take as long as writing that much does.
+#[must_use]
+pub const fn is_snapshot(kind: u8) -> bool {
+    matches!(kind, SNAPSHOT_BEGIN | SNAPSHOT_PART | SNAPSHOT_END)
+}
+
 /// A message that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a message of a replica makes no sense: {0}")]

@@ -6,8 +6,8 @@ use std::{
 };
 
 use palisade_config::{
-    AdminConfig, BrokerConfig, ClientAuth, ControlConfig, KeyProviderConfig, ListenerConfig,
-    Mechanism, NodeConfig, StorageConfig, TlsConfig,
+    AdminConfig, BrokerConfig, ClientAuth, ClusterConfig, ControlConfig, KeyProviderConfig,
+    ListenerConfig, Mechanism, NodeConfig, Seed, StorageConfig, TlsConfig,
 };
 use palisade_crds::AuthenticationType;
 
@@ -30,6 +30,9 @@ pub const CONFIG_FILE: &str = "broker.toml";
 pub const CLUSTER_TRUST: &str = "cluster-ca.crt";
 /// Key of the trust bundle of the clients authority.
 pub const CLIENTS_TRUST: &str = "clients-ca.crt";
+
+/// Brokers that form a cluster, when there are as many.
+const FOUNDERS: i32 = 3;
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -71,9 +74,9 @@ pub(super) fn skeleton(cluster_id: String) -> BrokerConfig {
             tls: tls(Some(CLUSTER_TRUST)),
             anonymous_metrics: false,
         },
-        cluster: palisade_config::ClusterConfig::default(),
         listeners: Vec::new(),
         super_users: Vec::new(),
+        cluster: ClusterConfig::default(),
     }
 }
 
@@ -86,6 +89,7 @@ pub(super) fn broker_config(cluster: &Cluster) -> Result<BrokerConfig, String> {
         cluster.namespace
     );
     config.control.advertised_host.clone_from(&host);
+    config.cluster = seeds(cluster);
     config.listeners = cluster
         .listeners
         .iter()
@@ -95,6 +99,24 @@ pub(super) fn broker_config(cluster: &Cluster) -> Result<BrokerConfig, String> {
     config.version = digest(&config);
     let text = config.render()?;
     BrokerConfig::parse(&text).map_err(|error| error.to_string())
+}
+
+/// The brokers that form the cluster: the first three at most, so that adding more restarts nobody. One broker alone has no peers to look for.
+fn seeds(cluster: &Cluster) -> ClusterConfig {
+    if cluster.replicas == 1 {
+        return ClusterConfig::default();
+    }
+    ClusterConfig {
+        seeds: (0..cluster.replicas.min(FOUNDERS))
+            .map(|id| Seed {
+                id,
+                address: format!(
+                    "{}:{CONTROL_PORT}",
+                    names::broker_host(&cluster.name, &cluster.namespace, id)
+                ),
+            })
+            .collect(),
+    }
 }
 
 fn listener_config(listener: &ClientListener, host: &str) -> ListenerConfig {
@@ -166,6 +188,23 @@ mod tests {
         );
         assert!(read.listeners.iter().all(|listener| listener.tls.is_some()));
         assert!(!read.admin.anonymous_metrics);
+    }
+
+    #[test]
+    fn brokers_find_each_other_by_the_first_three_of_them() {
+        let mut cluster = fixture();
+        assert!(validate(&cluster).unwrap().config.cluster.is_alone());
+        cluster.spec.brokers.replicas = 3;
+        let three = validate(&cluster).unwrap().config;
+        let seeds = three.cluster.seeds.clone();
+        assert_eq!(seeds.len(), 3);
+        assert_eq!(
+            seeds[2].address,
+            "events-2.events-brokers.messaging.svc:9090"
+        );
+        cluster.spec.brokers.replicas = 5;
+        let five = validate(&cluster).unwrap().config;
+        assert_eq!(restart_digest(&three), restart_digest(&five));
     }
 
     #[test]

@@ -138,7 +138,12 @@ pub(crate) mod tests {
                 partitions: 0,
                 connections: 0,
                 quarantined: Vec::new(),
-                ..BrokerStatus::default()
+                controller: Some(0),
+                shards: Vec::new(),
+                peers: Vec::new(),
+                under_replicated_partitions: 0,
+                draining: false,
+                drained: false,
             }),
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kafka_protocol::messages::{
-    DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
+    BrokerId, DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
     DescribeLogDirsResponse, ElectLeadersRequest, ElectLeadersResponse,
     ListPartitionReassignmentsResponse, TopicName,
     describe_cluster_response::DescribeClusterBroker,
@@ -40,7 +40,7 @@ pub(crate) fn describe(ctx: &Context, request: &DescribeClusterRequest) -> Descr
         .collect();
     let response = DescribeClusterResponse::default()
         .with_cluster_id(ctx.broker.cluster_id.clone().into())
-        .with_controller_id(ctx.node())
+        .with_controller_id(BrokerId(ctx.broker.cluster.controller().unwrap_or(-1)))
         .with_brokers(brokers);
     if request.include_cluster_authorized_operations {
         response.with_cluster_authorized_operations(ctx.cluster_operations())

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kafka_protocol::messages::{ApiKey, BrokerId};
+use kafka_protocol::messages::ApiKey;
 use palisade_metadata::{Image, Topic};
 use palisade_security::acl::{Authorizer, CLUSTER_NAME, Operation, ResourceType};
 use parking_lot::Mutex;
@@ -142,11 +142,6 @@ impl Context {
         error.code()
     }
 
-    /// This broker, as a Kafka id.
-    pub(crate) fn node(&self) -> BrokerId {
-        BrokerId(self.broker.node_id)
-    }
-
     /// Who is metered; nobody for brokers and the operator.
     pub(crate) fn client(&self) -> Option<Client<'_>> {
         (!self.session.principal.is_system()).then(|| Client {
@@ -206,12 +201,34 @@ impl Context {
             .data
             .leader_epoch(topic.id, partition)
             .ok_or(KafkaError::NotLeaderOrFollower)?;
-        match believed {
-            -1 => Ok(()),
-            believed if believed < epoch.0 => Err(KafkaError::FencedLeaderEpoch),
-            believed if believed > epoch.0 => Err(KafkaError::UnknownLeaderEpoch),
-            _ => Ok(()),
+        compare_epochs(believed, epoch.0)
+    }
+
+    /// As [`Context::check_epoch`], for a request that a follower may answer.
+    pub(crate) fn check_epoch_of_leader(
+        &self,
+        topic: &Topic,
+        partition: palisade_log::PartitionIndex,
+        believed: i32,
+    ) -> Result<(), KafkaError> {
+        let shard = topic.shard(partition);
+        match shard.and_then(|shard| self.broker.cluster.leader(shard)) {
+            Some(leader) => {
+                compare_epochs(believed, i32::try_from(leader.term).unwrap_or(i32::MAX))
+            }
+            // While there is no leader, what was committed can be read all the same.
+            None => Ok(()),
         }
+    }
+}
+
+/// What a client that believes in a leader epoch is told; -1 believes in none.
+const fn compare_epochs(believed: i32, epoch: i32) -> Result<(), KafkaError> {
+    match believed {
+        -1 => Ok(()),
+        believed if believed < epoch => Err(KafkaError::FencedLeaderEpoch),
+        believed if believed > epoch => Err(KafkaError::UnknownLeaderEpoch),
+        _ => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use kafka_protocol::messages::{
 use palisade_data::dek_context;
 use palisade_log::TopicId;
 use palisade_metadata::{
-    MetadataCommand,
+    Image, MetadataCommand, MetadataError,
     config::{Effective, TOPIC_CONFIGS},
     topic_name::check_topic_name,
 };
@@ -19,13 +19,12 @@ use palisade_security::acl::{CLUSTER_NAME, Operation, ResourceType};
 
 use super::{Context, mutation};
 use crate::{
-    broker::ChangeError,
+    cluster::ChangeError,
     kafka_error::{KafkaError, of_change, of_metadata},
 };
 
 /// Partitions of a topic for which the request names no number.
 const DEFAULT_PARTITIONS: u32 = 1;
-const DEFAULT_REPLICATION_FACTOR: u16 = 1;
 /// First version whose clients understand `THROTTLING_QUOTA_EXCEEDED` (KIP-599).
 const STRICT_QUOTA: i16 = 6;
 
@@ -121,12 +120,11 @@ async fn create(
         dek,
     };
     if validate_only {
-        ctx.broker
-            .image()
-            .admit(&command)
+        validate(&ctx.broker.image(), replication_factor, &command)
             .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
     } else {
         mutation(ctx, partitions, ctx.version >= STRICT_QUOTA)?;
+        prepare_pool(ctx, replication_factor).await?;
         ctx.broker
             .change(&command)
             .await
@@ -163,6 +161,47 @@ async fn create(
     )
 }
 
+/// What creating would answer, with the shards that it would make first.
+fn validate(
+    image: &Image,
+    replication_factor: u16,
+    command: &MetadataCommand,
+) -> Result<(), MetadataError> {
+    let mut image = image.clone();
+    if !image.pools.contains_key(&replication_factor) {
+        let pool = image.new_pool(replication_factor, false)?;
+        image.apply(pool)?;
+    }
+    image.admit(command).map(drop)
+}
+
+/// As many as the shards that keep committed offsets have: three, where there are as many brokers.
+fn default_replication_factor(image: &Image) -> u16 {
+    let shard = image
+        .cluster
+        .as_ref()
+        .and_then(|cluster| cluster.group_shards.first());
+    shard
+        .and_then(|shard| image.shards.get(shard))
+        .map_or(1, |shard| shard.replication_factor)
+}
+
+/// Makes the shards for topics of this replication factor, if there are none yet.
+async fn prepare_pool(ctx: &Context, replication_factor: u16) -> Result<(), Refusal> {
+    let image = ctx.broker.image();
+    if image.pools.contains_key(&replication_factor) {
+        return Ok(());
+    }
+    let pool = image
+        .new_pool(replication_factor, false)
+        .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
+    ctx.broker
+        .change(&pool)
+        .await
+        .map(drop)
+        .map_err(|error| (of_change(&error), Some(error.to_string())))
+}
+
 fn shown(effective: &Effective<'_>) -> CreatableTopicConfigs {
     CreatableTopicConfigs::default()
         .with_name(effective.definition.name.into())
@@ -184,7 +223,8 @@ fn shape(ctx: &Context, topic: &CreatableTopic) -> Result<(u32, u16), Refusal> {
                 })?,
         };
         let replicas = match topic.replication_factor {
-            -1 => DEFAULT_REPLICATION_FACTOR,
+            // As many as the cluster keeps of its own data.
+            -1 => default_replication_factor(&ctx.image),
             number => u16::try_from(number)
                 .ok()
                 .filter(|number| *number > 0)

@@ -11,7 +11,7 @@ use kafka_protocol::messages::{
 use palisade_metadata::Topic;
 use palisade_security::acl::{Operation, ResourceType};
 
-use super::{Context, metadata::leader};
+use super::{Context, metadata::whereabouts};
 use crate::kafka_error::KafkaError;
 
 /// Partitions of one answer, whatever the client asks for.
@@ -104,15 +104,16 @@ fn failed(ctx: &Context, error: KafkaError, name: &str) -> DescribeTopicPartitio
 }
 
 fn partition(ctx: &Context, topic: &Topic, index: i32) -> DescribeTopicPartitionsResponsePartition {
-    let replicas = vec![ctx.node()];
+    let found = whereabouts(ctx, topic, index);
     let response = DescribeTopicPartitionsResponsePartition::default()
         .with_partition_index(index)
-        .with_replica_nodes(replicas.clone())
-        .with_isr_nodes(replicas)
+        .with_replica_nodes(found.replicas)
+        .with_isr_nodes(found.in_sync)
+        .with_offline_replicas(found.offline)
         // Java's admin client takes these two for lists, never null.
         .with_eligible_leader_replicas(Some(Vec::new()))
         .with_last_known_elr(Some(Vec::new()));
-    match leader(ctx, topic, index) {
+    match found.leader {
         Some((id, epoch)) => response.with_leader_id(id).with_leader_epoch(epoch),
         None => response
             .with_leader_id(BrokerId(-1))

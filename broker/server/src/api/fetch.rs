@@ -1,6 +1,9 @@
 //! Fetch (1): reads batches, waiting for them if there are too few.
 //!
 //! There are no fetch sessions (KIP-227): the answer has session id 0, which tells the client to name all its partitions each time.
+//!
+//! A consumer may read from any replica (KIP-392), which serves what has been applied there; the leader sends one that names its rack to a replica in that
+//! rack.
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use kafka_protocol::messages::{
     fetch_request::{FetchPartition, FetchTopic},
     fetch_response::{FetchableTopicResponse, PartitionData},
 };
-use palisade_data::{Fetched, Isolation};
+use palisade_data::{Access, Fetched, Isolation};
 use palisade_log::{Offset, PartitionIndex, TopicId};
 use palisade_metadata::Topic;
 use palisade_security::{
@@ -24,6 +27,8 @@ use crate::kafka_error::{KafkaError, of_data};
 
 /// First version that names topics by id.
 const BY_ID: i16 = 13;
+/// First version whose clients may be sent to another replica than the leader.
+const ANY_REPLICA: i16 = 11;
 /// Most record bytes of one answer, whatever the client asks for; Kafka's `fetch.max.bytes`.
 const MAX_ANSWER_BYTES: usize = 55 << 20;
 /// Longest wait, whatever the client asks for.
@@ -40,6 +45,10 @@ struct Target {
     index: PartitionIndex,
     offset: Offset,
     max_bytes: usize,
+    /// This broker leads the partition.
+    leading: bool,
+    /// A replica that is nearer to the client.
+    nearer: Option<i32>,
 }
 
 /// One pass over the partitions.
@@ -55,6 +64,7 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
         return FetchResponse::default()
             .with_error_code(ctx.code(KafkaError::FetchSessionIdNotFound));
     }
+    let rack = request.rack_id.clone();
     let isolation = if request.isolation_level == 1 {
         Isolation::ReadCommitted
     } else {
@@ -74,7 +84,7 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
                 .iter()
                 .map(|partition| Wanted {
                     partition: partition.partition,
-                    target: topic.and_then(|topic| target(ctx, topic, partition)),
+                    target: topic.and_then(|topic| target(ctx, topic, partition, &rack)),
                 })
                 .collect();
             (asked, wanted)
@@ -94,11 +104,18 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
             .filter_map(|wanted| wanted.target.as_ref().ok())
             .map(|target| (target.topic, target.index, target.offset))
             .collect();
+        let followed =
+            |wanted: &&Wanted| wanted.target.as_ref().is_ok_and(|target| !target.leading);
+        let access = if wanted.iter().any(followed) {
+            Access::Replica
+        } else {
+            Access::Leader
+        };
         // Once: what the limits of single partitions keep back is not there after another wait either.
         if pass.bytes < min_bytes && !pass.failed {
             ctx.broker
                 .data
-                .wait_for_data(&positions, min_bytes, deadline)
+                .wait_for_data_by(access, &positions, min_bytes, deadline)
                 .await;
             pass = read(ctx, &wanted, limit, isolation);
         }
@@ -115,7 +132,7 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
             let partitions = wanted
                 .iter()
                 .zip(results.by_ref())
-                .map(|(wanted, result)| answer(ctx, wanted.partition, result, isolation))
+                .map(|(wanted, result)| answer(ctx, wanted, result, isolation))
                 .collect();
             FetchableTopicResponse::default()
                 .with_topic(asked.topic)
@@ -144,15 +161,52 @@ fn find<'a>(ctx: &'a Context, asked: &FetchTopic) -> Result<&'a Topic, KafkaErro
     }
 }
 
-fn target(ctx: &Context, topic: &Topic, asked: &FetchPartition) -> Result<Target, KafkaError> {
+fn target(
+    ctx: &Context,
+    topic: &Topic,
+    asked: &FetchPartition,
+    rack: &str,
+) -> Result<Target, KafkaError> {
     let index = ctx.partition(topic, asked.partition)?;
-    ctx.check_epoch(topic, index, asked.current_leader_epoch)?;
+    let leading = ctx.broker.data.leader_epoch(topic.id, index).is_some();
+    if leading || ctx.version < ANY_REPLICA {
+        ctx.check_epoch(topic, index, asked.current_leader_epoch)?;
+    } else {
+        ctx.check_epoch_of_leader(topic, index, asked.current_leader_epoch)?;
+    }
     Ok(Target {
         topic: topic.id,
         index,
         offset: Offset(asked.fetch_offset),
         max_bytes: usize::try_from(asked.partition_max_bytes).unwrap_or(0),
+        leading,
+        nearer: (leading && !rack.is_empty())
+            .then(|| nearer(ctx, topic, index, rack))
+            .flatten(),
     })
+}
+
+/// A replica in the client's rack that has all that the leader has committed; none when the leader is there itself.
+fn nearer(ctx: &Context, topic: &Topic, index: PartitionIndex, rack: &str) -> Option<i32> {
+    let in_rack = |broker: i32| {
+        let broker = ctx.image.brokers.get(&broker);
+        broker.is_some_and(|broker| broker.rack.as_deref() == Some(rack))
+    };
+    if in_rack(ctx.broker.node_id) {
+        return None;
+    }
+    let shard = topic.shard(index)?;
+    let status = ctx.broker.data.shard_status(shard)?;
+    let (_, alive) = ctx.broker.cluster.replicas(ctx.image.shards.get(&shard)?);
+    let up_to_date = |broker: i32| {
+        status
+            .matched
+            .iter()
+            .any(|(node, matched)| node.broker() == broker && *matched >= status.committed)
+    };
+    alive
+        .into_iter()
+        .find(|broker| in_rack(*broker) && up_to_date(*broker))
 }
 
 /// Reads each partition within the limits; a first batch larger than them is sent alone, so that a consumer gets on (KIP-74).
@@ -166,20 +220,24 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
         let left = limit.saturating_sub(pass.bytes);
         let result = match &wanted.target {
             Err(error) => Err(*error),
+            // The client turns to that replica at once: it needs no records from here.
+            Ok(target) if target.nearer.is_some() => {
+                let ends = ctx.broker.data.offsets_of(target.topic, target.index);
+                ends.map(|(start, end)| Fetched {
+                    records: Bytes::new(),
+                    high_watermark: end,
+                    log_start_offset: start,
+                    last_stable_offset: end,
+                })
+                .map_err(|error| of_data(&error))
+            }
             Ok(target) => {
                 let room = if left == 0 {
                     1
                 } else {
                     target.max_bytes.min(left)
                 };
-                let fetched = ctx.broker.data.fetch(
-                    target.topic,
-                    target.index,
-                    target.offset,
-                    room,
-                    isolation,
-                );
-                fetched.map_err(|error| of_data(&error)).map(|mut fetched| {
+                one(ctx, target, room, isolation).map(|mut fetched| {
                     if pass.bytes > 0 && fetched.records.len() > left {
                         fetched.records = Bytes::new();
                     }
@@ -196,15 +254,34 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
     pass
 }
 
+fn one(
+    ctx: &Context,
+    target: &Target,
+    room: usize,
+    isolation: Isolation,
+) -> Result<Fetched, KafkaError> {
+    let (data, topic, index) = (&ctx.broker.data, target.topic, target.index);
+    if target.leading {
+        let fetched = data.fetch(topic, index, target.offset, room, isolation);
+        return fetched.map_err(|error| of_data(&error));
+    }
+    data.fetch_replica(topic, index, target.offset, room, isolation)
+        .map_err(|error| of_data(&error))
+}
+
 fn answer(
     ctx: &Context,
-    partition: i32,
+    wanted: &Wanted,
     result: Result<Fetched, KafkaError>,
     isolation: Isolation,
 ) -> PartitionData {
+    let nearer = match &wanted.target {
+        Ok(target) => target.nearer,
+        Err(_) => None,
+    };
     let data = PartitionData::default()
-        .with_partition_index(partition)
-        .with_preferred_read_replica(BrokerId(-1));
+        .with_partition_index(wanted.partition)
+        .with_preferred_read_replica(BrokerId(nearer.unwrap_or(-1)));
     match result {
         Ok(fetched) => data
             .with_high_watermark(fetched.high_watermark.0)

@@ -65,11 +65,13 @@ fn find(ctx: &Context, key_type: i8, key: &str) -> Found {
         TRANSACTION => return Err((KafkaError::TransactionalIdAuthorizationFailed, None)),
         _ => return Err((KafkaError::InvalidRequest, Some("unknown coordinator type"))),
     }
-    if !ctx.broker.data.is_ready() {
-        return Err((KafkaError::CoordinatorNotAvailable, None));
-    }
+    let coordinator = ctx
+        .image
+        .shard_of_group(key)
+        .and_then(|shard| ctx.broker.cluster.leader(shard))
+        .ok_or((KafkaError::CoordinatorNotAvailable, None))?;
     reachable(ctx)
-        .find(|(id, ..)| *id == ctx.node())
+        .find(|(id, ..)| id.0 == coordinator.node.broker())
         .map(|(id, host, port, _)| (id, host, port))
         .ok_or((KafkaError::CoordinatorNotAvailable, None))
 }

@@ -45,10 +45,12 @@ fn may_read(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if !ctx.allows(Operation::Read, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
-    if !ctx.broker.data.is_ready() {
-        return Err(KafkaError::CoordinatorLoadInProgress);
+    // The shard that keeps a group's offsets is led by its coordinator.
+    if ctx.broker.coordinates(group) {
+        Ok(())
+    } else {
+        Err(KafkaError::NotCoordinator)
     }
-    Ok(())
 }
 
 pub(crate) async fn join(ctx: &Context, request: JoinGroupRequest) -> JoinGroupResponse {

@@ -43,7 +43,7 @@ pub(crate) fn handle(ctx: &Context, request: &MetadataRequest) -> MetadataRespon
     let response = MetadataResponse::default()
         .with_brokers(brokers(ctx))
         .with_cluster_id(Some(ctx.broker.cluster_id.clone().into()))
-        .with_controller_id(ctx.node())
+        .with_controller_id(BrokerId(ctx.broker.cluster.controller().unwrap_or(-1)))
         .with_topics(topics);
     if request.include_cluster_authorized_operations {
         response.with_cluster_authorized_operations(ctx.cluster_operations())
@@ -52,7 +52,7 @@ pub(crate) fn handle(ctx: &Context, request: &MetadataRequest) -> MetadataRespon
     }
 }
 
-/// Every broker that clients of this listener can reach.
+/// Every broker that clients of this listener can reach now.
 fn brokers(ctx: &Context) -> Vec<MetadataResponseBroker> {
     reachable(ctx)
         .map(|(id, host, port, rack)| {
@@ -69,7 +69,13 @@ fn brokers(ctx: &Context) -> Vec<MetadataResponseBroker> {
 pub(crate) fn reachable(
     ctx: &Context,
 ) -> impl Iterator<Item = (BrokerId, StrBytes, i32, Option<StrBytes>)> {
-    ctx.image.brokers.values().filter_map(|broker| {
+    let cluster = &ctx.broker.cluster;
+    let alive = ctx
+        .image
+        .brokers
+        .values()
+        .filter(|broker| cluster.is_alive(broker.id));
+    alive.filter_map(|broker| {
         let endpoint = broker.endpoint(&ctx.session.listener.name)?;
         Some((
             BrokerId(broker.id),
@@ -144,22 +150,42 @@ fn describe(ctx: &Context, topic: &Topic, operations: bool) -> MetadataResponseT
     }
 }
 
-/// Leader and its epoch, when there is one now.
-pub(crate) fn leader(ctx: &Context, topic: &Topic, index: i32) -> Option<(BrokerId, i32)> {
-    let epoch = ctx
-        .broker
-        .data
-        .leader_epoch(topic.id, PartitionIndex(index))?;
-    Some((ctx.node(), epoch.0))
+/// Where a partition is and who leads it, as far as it is known here now.
+pub(crate) struct Whereabouts {
+    pub(crate) replicas: Vec<BrokerId>,
+    /// Replicas that can be reached; whether they have caught up is known to the leader only.
+    pub(crate) in_sync: Vec<BrokerId>,
+    pub(crate) offline: Vec<BrokerId>,
+    /// Leader and its epoch.
+    pub(crate) leader: Option<(BrokerId, i32)>,
+}
+
+pub(crate) fn whereabouts(ctx: &Context, topic: &Topic, index: i32) -> Whereabouts {
+    let cluster = &ctx.broker.cluster;
+    let id = topic.shard(PartitionIndex(index));
+    let shard = id.and_then(|id| ctx.image.shards.get(&id));
+    let (all, alive) = shard.map_or_else(Default::default, |shard| cluster.replicas(shard));
+    let offline = all.iter().filter(|broker| !alive.contains(broker));
+    let leader = id.and_then(|id| cluster.leader(id)).map(|leader| {
+        let epoch = i32::try_from(leader.term).unwrap_or(i32::MAX);
+        (BrokerId(leader.node.broker()), epoch)
+    });
+    Whereabouts {
+        offline: offline.copied().map(BrokerId).collect(),
+        replicas: all.iter().copied().map(BrokerId).collect(),
+        in_sync: alive.into_iter().map(BrokerId).collect(),
+        leader,
+    }
 }
 
 fn partition(ctx: &Context, topic: &Topic, index: i32) -> MetadataResponsePartition {
-    let replicas = vec![ctx.node()];
+    let found = whereabouts(ctx, topic, index);
     let response = MetadataResponsePartition::default()
         .with_partition_index(index)
-        .with_replica_nodes(replicas.clone())
-        .with_isr_nodes(replicas);
-    match leader(ctx, topic, index) {
+        .with_replica_nodes(found.replicas)
+        .with_isr_nodes(found.in_sync)
+        .with_offline_replicas(found.offline);
+    match found.leader {
         Some((id, epoch)) => response.with_leader_id(id).with_leader_epoch(epoch),
         None => response
             .with_leader_id(BrokerId(-1))

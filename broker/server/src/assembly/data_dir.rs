@@ -6,6 +6,7 @@ use std::{
 };
 
 use palisade_security::Decoy;
+use palisade_shard::NodeId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -96,6 +97,12 @@ impl DataDir {
             identity,
             _lock: lock,
         })
+    }
+
+    /// This broker as a member of shards.
+    pub(super) fn node(&self) -> NodeId {
+        let [a, b, c, d, ..] = *self.identity.incarnation.as_bytes();
+        NodeId::of(self.identity.node_id, u32::from_be_bytes([a, b, c, d]))
     }
 
     /// The secret behind the salts that users who do not exist seem to have. It must outlive restarts, for a salt that changes

@@ -132,6 +132,22 @@ pub(super) async fn credentials(
     }
 }
 
+/// Gives up the groups whose shard another broker leads now: their members find the new coordinator.
+pub(super) async fn coordinators(broker: Arc<Broker>, stopping: CancellationToken) {
+    let mut leaders = broker.data.leaders();
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = leaders.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+        broker.groups.resign(|group| !broker.coordinates(group));
+    }
+}
+
 /// Checkpoints the metadata and expires offsets.
 pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToken) {
     let mut ticks = interval(HOUSEKEEPING);
@@ -144,7 +160,7 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToke
         }
         let version = broker.image().version;
         if version != checkpointed {
-            match broker.metadata.checkpoint().await {
+            match broker.cluster.metadata.checkpoint().await {
                 Ok(_) => checkpointed = version,
                 Err(error) => {
                     warn!(%error, "cannot checkpoint the metadata; the write-ahead log keeps them")

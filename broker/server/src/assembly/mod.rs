@@ -2,9 +2,12 @@
 
 mod data_dir;
 mod follow;
+mod join;
+mod peers;
 mod start;
 mod status;
 mod stop;
+mod storage;
 
 use std::{
     fs,

@@ -13,20 +13,17 @@ use palisade_config::{
     BrokerConfig, CONTROL_LISTENER, ClientAuth, ConnectionLimits, KeyProviderConfig, ListenerConfig,
 };
 use palisade_coordinator::group::GroupSettings;
-use palisade_data::{DataOptions, DataPlane, ImageCatalog};
-use palisade_log::{ShardId, Wal, WalOptions, WalRecord};
-use palisade_metadata::{BrokerEndpoint, Image, MetadataCommand, MetadataMachine};
-use palisade_seal::{DirectoryProvider, FileKeys, KeyProvider};
-use palisade_security::{Principal, PrincipalMapper, ScramCredential, ScramMechanism};
-use palisade_shard::{NodeId, Shard, ShardConfig};
-use tokio::{net::TcpListener, sync::watch};
+use palisade_peer::Peers;
+use palisade_seal::{DirectoryProvider, KeyProvider};
+use palisade_security::{Principal, PrincipalMapper};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-use super::{BootstrapUser, Plan, State, data_dir::DataDir, follow, status::LiveConfig};
+use super::{Plan, State, data_dir::DataDir, follow, join, peers, status::LiveConfig, storage};
 use crate::{
     admin,
-    broker::{Broker, change},
+    broker::Broker,
     error::StartError,
     groups::GroupRuntime,
     metrics::Metrics,
@@ -34,14 +31,13 @@ use crate::{
     quotas::Quotas,
     sasl::Authenticator,
     session::Sessions,
-    tls::Endpoint,
+    tls::{Endpoint, PEER_ALPN, TlsError},
 };
 
 /// Name of the admin port among the endpoints.
 pub(super) const ADMIN: &str = "ADMIN";
 /// The admin port speaks HTTP/1.1.
 const ADMIN_ALPN: &[&[u8]] = &[b"http/1.1"];
-const SCRAM_ITERATIONS: u32 = 4096;
 
 /// A running broker.
 #[derive(Debug)]
@@ -69,22 +65,21 @@ pub(super) type Endpoints = BTreeMap<String, Arc<Endpoint>>;
 
 /// Loads the TLS files of every port.
 pub(super) fn endpoints(config: &BrokerConfig) -> Result<Endpoints, StartError> {
-    let open = |name: &str, tls, client_auth, alpn| {
-        Endpoint::open(name, tls, client_auth, alpn)
+    let named = |name: &str, opened: Result<Endpoint, TlsError>| {
+        opened
             .map(|endpoint| (name.to_owned(), Arc::new(endpoint)))
             .map_err(|error| StartError::Tls {
                 name: name.to_owned(),
                 reason: error.to_string(),
             })
     };
+    let open = |name: &str, tls, client_auth, alpn| {
+        named(name, Endpoint::open(name, tls, client_auth, alpn))
+    };
+    let control = Endpoint::open_for_peers(CONTROL_LISTENER, &config.control.tls, PEER_ALPN);
     let mut endpoints = BTreeMap::new();
     endpoints.extend([
-        open(
-            CONTROL_LISTENER,
-            &config.control.tls,
-            ClientAuth::Required,
-            &[],
-        )?,
+        named(CONTROL_LISTENER, control)?,
         open(ADMIN, &config.admin.tls, ClientAuth::Requested, ADMIN_ALPN)?,
     ]);
     for listener in &config.listeners {
@@ -129,9 +124,6 @@ pub(super) fn super_users(
 pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
     let began = Instant::now();
     let config = plan.read()?;
-    for warning in config.warnings() {
-        tracing::warn!("{warning}");
-    }
     let endpoints = endpoints(&config)?;
     let super_users = super_users(&config, &plan.file)?;
     let provider = key_provider(&config)?;
@@ -140,34 +132,35 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
     let authenticator = Authenticator::new(data_dir.decoy()?).map_err(|_| StartError::Random)?;
     let (control, clients) = bind(&config)?;
     let admin_socket = bind_one(ADMIN, (config.admin.bind, config.admin.port).into())?;
+    let listeners = listeners(&config, &endpoints, &control, &clients)?;
+    let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
+    let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
 
     let keys: Arc<dyn KeyProvider> = provider.clone();
-    let storage = Storage::open(&config, &data_dir, Arc::clone(&keys)).await?;
-    let listeners = listeners(&config, &endpoints, &control, &clients)?;
-    bootstrap(&storage, &config, &data_dir, &listeners, plan.user.as_ref()).await?;
-    let data = storage
-        .data_plane(&config, node_id, Arc::clone(&keys))
-        .await?;
-    data.ready().await;
-
+    let opened = storage::open(&config, &data_dir, Arc::clone(&keys))?;
+    let peers = peers::start(&config, &endpoints, &opened)?;
+    let mut control = Control::open(control, &listeners, peers.as_ref());
     let metrics = Arc::new(Metrics::new());
+    let storage = storage::form(&config, &data_dir, keys.clone(), opened, peers.as_ref()).await?;
+    join::found(&storage, &config, &stopping, &background);
+    join::register(&storage, &config, &data_dir, &listeners, plan.user.as_ref()).await?;
+    join::host(&storage, &stopping, &background).await;
+
     let groups = Arc::new(GroupRuntime::new(GroupSettings::default()));
     let broker = Arc::new(Broker {
         node_id,
         cluster_id: config.node.cluster_id.clone(),
         data_dir: data_dir.path.display().to_string(),
-        data,
+        data: Arc::clone(&storage.data),
         groups: Arc::clone(&groups),
         quotas: Quotas::default(),
         metrics: Arc::clone(&metrics),
         provider: keys,
-        metadata: Arc::clone(&storage.metadata),
+        cluster: Arc::clone(&storage.cluster),
         images: storage.images.clone(),
         super_users: ArcSwap::from_pointee(super_users),
         producer_ids: tokio::sync::Mutex::new(0..0),
     });
-    let (stopping, stopped) = (CancellationToken::new(), CancellationToken::new());
-    let (tasks, background) = (TaskTracker::new(), TaskTracker::new());
     let state = Arc::new(State {
         broker: Arc::clone(&broker),
         endpoints,
@@ -188,10 +181,11 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         budget: Budget::default(),
         stopping: stopping.clone(),
         tasks: tasks.clone(),
+        peers: peers.clone(),
     });
 
     let mut addresses = BTreeMap::new();
-    let sockets = std::iter::once(control).chain(clients);
+    let sockets = std::iter::once(control.close().await?).chain(clients);
     for ((listener, address), socket) in listeners.into_iter().zip(sockets) {
         info!(listener = %listener.name, %address, "listening");
         addresses.insert(listener.name.clone(), address);
@@ -217,6 +211,7 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         Arc::clone(&shared.sessions),
         stopping.clone(),
     ));
+    background.spawn(follow::coordinators(Arc::clone(&broker), stopping.clone()));
     background.spawn(follow::housekeeping(broker, stopping.clone()));
     info!(
         node_id,
@@ -235,6 +230,55 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         stopped,
         _data_dir: data_dir,
     })
+}
+
+/// The control port before there is anything to serve but peers.
+struct Control {
+    open: Option<(JoinHandle<TcpListener>, CancellationToken)>,
+    socket: Option<TcpListener>,
+}
+
+impl Control {
+    fn open(
+        socket: TcpListener,
+        listeners: &[(Arc<Listener>, SocketAddr)],
+        peers: Option<&Arc<Peers>>,
+    ) -> Self {
+        let control = listeners
+            .iter()
+            .map(|(listener, _)| listener)
+            .find(|listener| listener.kind == Kind::Control);
+        match (control, peers) {
+            (Some(listener), Some(peers)) => {
+                let until = CancellationToken::new();
+                let task = tokio::spawn(net::accept_peers(
+                    Arc::clone(listener),
+                    socket,
+                    Arc::clone(peers),
+                    until.clone(),
+                ));
+                Self {
+                    open: Some((task, until)),
+                    socket: None,
+                }
+            }
+            _ => Self {
+                open: None,
+                socket: Some(socket),
+            },
+        }
+    }
+
+    /// The socket, for everyone from now on.
+    async fn close(&mut self) -> Result<TcpListener, StartError> {
+        if let Some((task, until)) = self.open.take() {
+            until.cancel();
+            self.socket = task.await.ok();
+        }
+        self.socket
+            .take()
+            .ok_or_else(|| StartError::Storage("the control port was lost".to_owned()))
+    }
 }
 
 fn bind_one(name: &str, address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -304,160 +348,4 @@ fn listeners(
         all.push((Arc::new(built), address));
     }
     Ok(all)
-}
-
-/// The write-ahead log and shard 0, and what the log holds of the data shards.
-struct Storage {
-    wal: Arc<Wal>,
-    file_keys: Arc<FileKeys>,
-    metadata: Arc<Shard<MetadataMachine>>,
-    images: watch::Receiver<Arc<Image>>,
-    recovered: parking_lot::Mutex<BTreeMap<ShardId, Vec<WalRecord>>>,
-    data_path: std::path::PathBuf,
-}
-
-fn storage_error(error: impl std::fmt::Display) -> StartError {
-    StartError::Storage(error.to_string())
-}
-
-impl Storage {
-    async fn open(
-        config: &BrokerConfig,
-        data_dir: &DataDir,
-        keys: Arc<dyn KeyProvider>,
-    ) -> Result<Self, StartError> {
-        let file_keys = Arc::new(FileKeys::new(keys));
-        let mut options = WalOptions::new(data_dir.path.join("wal"));
-        options.file_bytes = config.storage.wal_file_size.bytes();
-        let (wal, records) = Wal::open(options, Arc::clone(&file_keys)).map_err(storage_error)?;
-        let wal = Arc::new(wal);
-        let mut recovered: BTreeMap<ShardId, Vec<WalRecord>> = BTreeMap::new();
-        for record in records {
-            recovered.entry(record.shard).or_default().push(record);
-        }
-        let (machine, images) =
-            MetadataMachine::open(data_dir.path.join("metadata"), Arc::clone(&file_keys))
-                .map_err(storage_error)?;
-        let shard = ShardConfig::new(ShardId::METADATA, node(config));
-        let replay = recovered.remove(&ShardId::METADATA).unwrap_or_default();
-        let metadata = Shard::start(shard, Arc::clone(&wal), replay, machine)
-            .await
-            .map_err(storage_error)?;
-        metadata
-            .wait_for_leadership()
-            .await
-            .map_err(storage_error)?;
-        Ok(Self {
-            wal,
-            file_keys,
-            metadata: Arc::new(metadata),
-            images,
-            recovered: parking_lot::Mutex::new(recovered),
-            data_path: data_dir.path.join("data"),
-        })
-    }
-
-    async fn change(&self, command: &MetadataCommand) -> Result<(), StartError> {
-        let image = Arc::clone(&self.images.borrow());
-        change(&self.metadata, &image, command)
-            .await
-            .map(drop)
-            .map_err(storage_error)
-    }
-
-    async fn data_plane(
-        &self,
-        config: &BrokerConfig,
-        node_id: i32,
-        keys: Arc<dyn KeyProvider>,
-    ) -> Result<Arc<DataPlane>, StartError> {
-        let mut options = DataOptions::new(self.data_path.clone());
-        options.node = NodeId(u64::try_from(node_id).unwrap_or(0));
-        options.data_shards = config.storage.data_shards;
-        options.segment_bytes = config.storage.segment_size.bytes();
-        let recovered = std::mem::take(&mut *self.recovered.lock());
-        let catalog = Arc::new(ImageCatalog::new(self.images.clone(), keys));
-        DataPlane::open(
-            options,
-            Arc::clone(&self.wal),
-            recovered,
-            Arc::clone(&self.file_keys),
-            catalog,
-        )
-        .await
-        .map_err(storage_error)
-    }
-}
-
-fn node(config: &BrokerConfig) -> NodeId {
-    NodeId(
-        config
-            .node
-            .id
-            .and_then(|id| u64::try_from(id).ok())
-            .unwrap_or(0),
-    )
-}
-
-/// Brings the metadata to where this configuration can be served.
-async fn bootstrap(
-    storage: &Storage,
-    config: &BrokerConfig,
-    data_dir: &DataDir,
-    listeners: &[(Arc<Listener>, SocketAddr)],
-    user: Option<&BootstrapUser>,
-) -> Result<(), StartError> {
-    storage
-        .change(&MetadataCommand::Bootstrap {
-            cluster_id: config.node.cluster_id.clone(),
-            data_shards: config.storage.data_shards,
-        })
-        .await?;
-    let endpoints = listeners
-        .iter()
-        .map(|(listener, _)| BrokerEndpoint {
-            listener: listener.name.clone(),
-            host: listener.advertised_host.clone(),
-            port: listener.advertised_port,
-        })
-        .collect();
-    storage
-        .change(&MetadataCommand::RegisterBroker {
-            id: data_dir.identity.node_id,
-            incarnation: data_dir.identity.incarnation,
-            rack: config.node.rack.clone(),
-            endpoints,
-        })
-        .await?;
-    let pool = storage.images.borrow().new_pool(1, true);
-    storage.change(&pool.map_err(storage_error)?).await?;
-    if let Some(user) = user {
-        make_user(storage, user).await?;
-    }
-    Ok(())
-}
-
-async fn make_user(storage: &Storage, user: &BootstrapUser) -> Result<(), StartError> {
-    let known = {
-        let image = storage.images.borrow();
-        let credential = image.scram.get(&user.name, ScramMechanism::Sha512);
-        credential.is_some_and(|credential| credential.verify_password(&user.password))
-    };
-    if known {
-        return Ok(());
-    }
-    let upserts = ScramMechanism::ALL
-        .into_iter()
-        .map(|mechanism| {
-            ScramCredential::from_password(mechanism, &user.password, SCRAM_ITERATIONS)
-        })
-        .collect::<Result<_, _>>()
-        .map_err(storage_error)?;
-    storage
-        .change(&MetadataCommand::AlterScram {
-            user: user.name.clone(),
-            upserts,
-            deletions: Vec::new(),
-        })
-        .await
 }

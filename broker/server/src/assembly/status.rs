@@ -1,13 +1,17 @@
 //! What the broker says of itself: readiness, problems, certificates.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use palisade_config::{
     BrokerConfig,
-    status::{BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile},
+    status::{BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile, ShardReport},
 };
-use palisade_log::Wal;
+use palisade_log::{ShardId, Wal};
 use palisade_seal::{DirectoryProvider, KeyProvider as _};
+use palisade_shard::{NodeId, ShardStatus};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -92,10 +96,12 @@ impl State {
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
         if self.stopping.is_cancelled() {
             Err("stopping")
-        } else if self.broker.data.is_ready() {
-            Ok(())
+        } else if !self.broker.data.is_ready() {
+            Err("not every shard has a leader and is up to date here")
+        } else if !self.broker.cluster.is_served(&self.broker.data) {
+            Err("not every replica that is assigned to this broker is hosted")
         } else {
-            Err("not every shard has a leader")
+            Ok(())
         }
     }
 
@@ -164,6 +170,15 @@ impl State {
             topics: image.topics.len() as u64,
             partitions: image.topics.partition_count() as u64,
             connections: self.connections(),
+            controller: self.broker.cluster.controller(),
+            shards: self.shards(),
+            peers: self.broker.cluster.peers(),
+            under_replicated_partitions: self.broker.cluster.under_replicated(&self.broker.data),
+            draining: image
+                .brokers
+                .get(&self.broker.node_id)
+                .is_some_and(|broker| broker.draining),
+            drained: self.broker.cluster.is_drained(&self.broker.data),
             quarantined: quarantined
                 .iter()
                 .map(|file| QuarantinedFile {
@@ -171,8 +186,29 @@ impl State {
                     offset: file.position,
                 })
                 .collect(),
-            ..BrokerStatus::default()
         }
+    }
+
+    fn shards(&self) -> Vec<ShardReport> {
+        let image = self.broker.image();
+        let metadata = self.broker.cluster.metadata.status();
+        let data = self.broker.data.hosted().into_iter();
+        let data = data.filter_map(|id| Some((id, self.broker.data.shard_status(id)?)));
+        std::iter::once((ShardId::METADATA, metadata))
+            .chain(data)
+            .map(|(id, status)| {
+                let info = image.shards.get(&id);
+                let replicas = info.map_or(status.voters.len(), |info| info.replicas.len());
+                let leader = status.leader.map_or(-1, NodeId::broker);
+                ShardReport {
+                    replication_factor: u16::try_from(replicas).unwrap_or(u16::MAX),
+                    preferred: info
+                        .and_then(palisade_metadata::ShardInfo::preferred)
+                        .map_or(leader, NodeId::broker),
+                    ..report(id, self.broker.cluster.me, &status)
+                }
+            })
+            .collect()
     }
 
     fn connections(&self) -> u64 {
@@ -222,5 +258,27 @@ impl State {
         metrics
             .wal_files
             .set(i64::try_from(wal.files).unwrap_or(i64::MAX));
+    }
+}
+
+fn report(id: ShardId, me: NodeId, status: &ShardStatus) -> ShardReport {
+    let brokers = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.broker()).collect();
+    let member = status.voters.contains(&me) || status.learners.contains(&me);
+    let led = status.leader == Some(me);
+    let everyone = status.copies(status.committed) == status.voters.len();
+    ShardReport {
+        id: id.0,
+        replication_factor: 0,
+        preferred: -1,
+        leader: status.leader.map(NodeId::broker),
+        term: status.term,
+        voters: brokers(&status.voters),
+        learners: brokers(&status.learners),
+        committed: status.committed,
+        applied: status.applied,
+        caught_up: member
+            && status.leader.is_some()
+            && status.applied >= status.committed
+            && (!led || everyone),
     }
 }

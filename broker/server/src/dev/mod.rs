@@ -176,7 +176,6 @@ fn configuration(
             tls: tls.clone(),
             anonymous_metrics: true,
         },
-        cluster: palisade_config::ClusterConfig::default(),
         listeners: vec![ListenerConfig {
             name: LISTENER.to_owned(),
             bind: LOOPBACK,
@@ -194,6 +193,7 @@ fn configuration(
             limits: palisade_config::ConnectionLimits::default(),
         }],
         super_users: vec![format!("User:{ADMIN}")],
+        cluster: palisade_config::ClusterConfig::default(),
     });
     config.control.port = control_port;
     config.admin.port = admin_port;

@@ -3,13 +3,16 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use palisade_config::Mechanism;
+use palisade_peer::{ALPN as PEER_ALPN, PeerNames, Peers};
 use palisade_security::{Principal, PrincipalMapper};
 use rustls_pki_types::CertificateDer;
 use tokio::{
+    io::BufReader,
     net::{TcpListener, TcpSocket, TcpStream},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -27,6 +30,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the system refuses an accept, which it does when it is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 1024;
+/// One TLS record: kept by every connection.
+const CLIENT_READ_AHEAD: usize = 16 << 10;
 const TLS_HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Who a listener is for.
@@ -170,7 +175,7 @@ async fn admitted<A: Application>(
     shared: Arc<Shared<A>>,
 ) {
     let _place = place;
-    let _counted = Counted::new(&shared, listener.labels());
+    let counted = Counted::new(&shared, listener.labels());
     let host = peer.ip().to_canonical();
     let wait = shared.application.connection_wait(host);
     if !wait.is_zero() {
@@ -212,13 +217,20 @@ async fn admitted<A: Application>(
                 "the client does not speak TLS: use security.protocol=SASL_SSL or SSL",
             ));
         }
-        acceptor.accept(stream).await
+        acceptor.accept(buffered(listener.kind, stream)).await
     });
     let stream = match handshake.await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return failed(error.to_string()),
         Err(_) => return failed("it took too long".to_owned()),
     };
+    if let (Kind::Control, Some(peers)) = (listener.kind, &shared.peers)
+        && is_peer(&stream)
+    {
+        // A peer is no client: no quota and no limit of a listener counts it.
+        drop(counted);
+        return serve_peer(stream, peers).await;
+    }
     let certificates = stream.get_ref().1.peer_certificates();
     let certificate = match certificates.and_then(|chain| chain.first()) {
         None => None,
@@ -237,4 +249,75 @@ async fn admitted<A: Application>(
     Connection::new(shared.clone(), listener.clone(), identity)
         .serve(stream)
         .await;
+}
+
+/// TLS reads 4 KiB at a time by itself, which is a system call for each quarter of a record.
+fn buffered(kind: Kind, stream: TcpStream) -> BufReader<TcpStream> {
+    let ahead = match kind {
+        Kind::Client => CLIENT_READ_AHEAD,
+        Kind::Control => palisade_peer::READ_AHEAD,
+    };
+    BufReader::with_capacity(ahead, stream)
+}
+
+/// Whether a connection speaks the brokers' own protocol.
+fn is_peer(stream: &TlsStream<BufReader<TcpStream>>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(PEER_ALPN)
+}
+
+async fn serve_peer(stream: TlsStream<BufReader<TcpStream>>, peers: &Arc<Peers>) {
+    // The control port asks everyone for a certificate, so there is one.
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
+    if let Some(leaf) = leaf {
+        let names = PeerNames::new(leaf.clone().into_owned());
+        peers.serve(stream, names).await;
+    }
+}
+
+/// Accepts other brokers at the control port, and nobody else, until `until`; gives the port back then.
+pub(crate) async fn accept_peers(
+    listener: Arc<Listener>,
+    socket: TcpListener,
+    peers: Arc<Peers>,
+    until: CancellationToken,
+) -> TcpListener {
+    loop {
+        let accepted = tokio::select! {
+            () = until.cancelled() => return socket,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(early(Arc::clone(&listener), stream, Arc::clone(&peers)));
+            }
+            Err(error) => {
+                warn!(listener = %listener.name, %error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn early(listener: Arc<Listener>, stream: TcpStream, peers: Arc<Peers>) {
+    let Some(endpoint) = &listener.endpoint else {
+        return;
+    };
+    let acceptor = TlsAcceptor::from(Arc::clone(&endpoint.current().config));
+    drop(stream.set_nodelay(true));
+    match timeout(
+        HANDSHAKE_TIMEOUT,
+        acceptor.accept(buffered(listener.kind, stream)),
+    )
+    .await
+    {
+        Ok(Ok(stream)) if is_peer(&stream) => serve_peer(stream, &peers).await,
+        // A client that comes too early comes again.
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => debug!(listener = %listener.name, %error, "TLS handshake failed"),
+        Err(_) => debug!(listener = %listener.name, "a TLS handshake took too long"),
+    }
 }

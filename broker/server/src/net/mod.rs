@@ -11,6 +11,7 @@ mod sasl_phase;
 use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use palisade_peer::Peers;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 
 pub(crate) use frames::Budget;
 pub(crate) use limits::Limiter;
-pub(crate) use listener::{Kind, Listener, accept, bind};
+pub(crate) use listener::{Kind, Listener, accept, accept_peers, bind};
 
 /// What answers requests.
 pub(crate) trait Application: Credentials + Send + Sync + 'static {
@@ -59,4 +60,6 @@ pub(crate) struct Shared<A> {
     /// Cancelled when the broker stops: connections finish what they have begun and close.
     pub(crate) stopping: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// The other brokers, whose connections come in by the control port; none for a broker that is alone.
+    pub(crate) peers: Option<Arc<Peers>>,
 }

@@ -10,8 +10,7 @@ use super::load::{Files, TlsError, certificates, content, pair, roots};
 
 /// ALPN of the protocol between brokers. An endpoint that offers it serves clients without ALPN, as those of Kafka are, on the same port; the two are told apart by what
 /// was agreed.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the connections of peers"))]
-pub(crate) const PEER_ALPN: &[&[u8]] = &[b"palisade-peer/1"];
+pub(crate) const PEER_ALPN: &[&[u8]] = &[palisade_peer::ALPN];
 
 /// The endpoint's leaf as client certificate, its client authorities as those of the servers.
 pub(super) fn load(

@@ -52,7 +52,6 @@ impl Endpoint {
     ///
     /// # Errors
     /// As [`Endpoint::open`].
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the connections of peers"))]
     pub(crate) fn open_for_peers(
         name: &str,
         paths: &TlsConfig,

@@ -107,7 +107,6 @@ pub(crate) struct Loaded {
     /// For new connections.
     pub(crate) config: Arc<ServerConfig>,
     /// For connections to peers, when the endpoint is for those.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the connections to peers"))]
     pub(crate) client: Option<Arc<ClientConfig>>,
     /// What the leaf says of itself.
     pub(crate) leaf: Leaf,

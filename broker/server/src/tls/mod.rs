@@ -8,12 +8,9 @@ mod describe;
 mod endpoint;
 mod load;
 
-#[cfg_attr(
-    not(test),
-    expect(unused_imports, reason = "for the connections of peers")
-)]
 pub(crate) use client::PEER_ALPN;
 #[cfg(test)]
 pub(crate) use describe::sha256_hex;
 pub(crate) use describe::{Leaf, common_name};
 pub(crate) use endpoint::Endpoint;
+pub(crate) use load::TlsError;

@@ -1,0 +1,131 @@
+//! What only the leader of shard 0 does: it names the cluster, makes the pools of shards, keeps the members of shard 0 in line with the brokers that are
+//! registered, and moves replicas when brokers come, go or drain.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use palisade_log::ShardId;
+use palisade_metadata::{Image, MetadataCommand};
+use palisade_shard::NodeId;
+use tokio::{
+    select,
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::Cluster;
+
+const STEP: Duration = Duration::from_millis(250);
+/// Replicas of the shards that keep committed offsets, when there are as many brokers.
+const GROUP_REPLICAS: usize = 3;
+
+/// What a cluster is named and made of when it is new.
+#[derive(Clone, Debug)]
+pub(crate) struct Founding {
+    pub(crate) cluster_id: String,
+    pub(crate) data_shards: u32,
+    /// Brokers that have to be registered before the first pool is made, so that it is spread over all of them.
+    pub(crate) brokers: usize,
+}
+
+/// The next change that the metadata need, one at a time: each is decided on the state that the last one left.
+///
+/// Replicas are moved only of shards that have a leader (`led`): nobody else could hand them over.
+pub(super) fn next(
+    image: &Image,
+    founding: &Founding,
+    led: impl Fn(ShardId) -> bool,
+) -> Option<MetadataCommand> {
+    if image.cluster.is_none() {
+        return Some(MetadataCommand::Bootstrap {
+            cluster_id: founding.cluster_id.clone(),
+            data_shards: founding.data_shards,
+        });
+    }
+    if image.pools.is_empty() {
+        if image.brokers.len() < founding.brokers {
+            return None;
+        }
+        let replicas = founding.brokers.clamp(1, GROUP_REPLICAS);
+        // Refused only with fewer brokers than replicas, some of them draining: then there will be more one day.
+        return image
+            .new_pool(u16::try_from(replicas).unwrap_or(1), true)
+            .ok();
+    }
+    let mut moves = image.rebalance().into_iter();
+    moves.find(|assigned| led(assigned.shard)).map(Into::into)
+}
+
+/// Members of shard 0: voters, and everyone else as learners, because every broker answers from its own copy of the metadata.
+pub(super) fn members(image: &Image, me: NodeId) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+    let mut voters = image.metadata_voters();
+    if voters.is_empty() {
+        voters.insert(me);
+    }
+    let learners = image
+        .brokers
+        .values()
+        .map(palisade_metadata::BrokerRegistration::node)
+        .filter(|node| !voters.contains(node))
+        .collect();
+    (voters, learners)
+}
+
+/// Runs until the broker stops.
+pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: CancellationToken) {
+    let mut images = cluster.images.clone();
+    let mut leadership = cluster.metadata.leadership();
+    let mut steps = interval(STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        select! {
+            () = stopping.cancelled() => return,
+            changed = images.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            changed = leadership.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            _ = steps.tick() => {}
+        }
+        if !cluster.is_controller() {
+            continue;
+        }
+        let image = Arc::clone(&images.borrow_and_update());
+        if let Some(command) = next(&image, &founding, |shard| cluster.leader(shard).is_some()) {
+            match cluster.decide(&command).await {
+                Ok(_) => info!(?command, "the controller changed the metadata"),
+                Err(error) => warn!(
+                    ?error,
+                    ?command,
+                    "the controller cannot change the metadata"
+                ),
+            }
+        }
+        line_up(&cluster, &cluster.image(), &founding).await;
+    }
+}
+
+/// Brings the members of shard 0 in line.
+async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
+    // While the founders register, the members are those that formed the shard.
+    if image.brokers.len() < founding.brokers {
+        return;
+    }
+    let (voters, learners) = members(image, cluster.me);
+    let status = cluster.metadata.status();
+    if status.voters == voters && status.learners == learners {
+        return;
+    }
+    if let Err(error) = cluster
+        .metadata
+        .set_members_with_learners(voters, learners)
+        .await
+    {
+        debug!(%error, "cannot change the members of the metadata shard yet");
+    }
+}

@@ -1,0 +1,280 @@
+//! Hosts what the metadata assigns to this broker. Who leads a shard brings its members in line with the assignment and gives leadership to the replica that
+//! the assignment prefers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use palisade_data::DataPlane;
+use palisade_log::ShardId;
+use palisade_metadata::{Image, ShardInfo};
+use palisade_shard::{Formation, NodeId, ShardStatus};
+use tokio::{
+    select,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::Cluster;
+
+/// How often assignments and members are compared, besides at every change of the metadata.
+const STEP: Duration = Duration::from_millis(500);
+/// Leadership goes back to the preferred replica when it has been fit for it this long: a broker that comes and goes must not drag leaders along.
+const PREFERENCE: Duration = Duration::from_secs(5);
+/// A follower this many entries behind the end is fit to lead at once.
+const CLOSE: u64 = 1000;
+
+/// What is to be done about one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing.
+    None,
+    /// The leader changes the voters.
+    Members(BTreeSet<NodeId>),
+    /// The leader hands over, once the target has been fit for a while.
+    Prefer(NodeId),
+}
+
+/// What the leader of a shard has to do.
+pub(super) fn step(
+    me: NodeId,
+    assigned: &ShardInfo,
+    status: &ShardStatus,
+    alive: &BTreeSet<i32>,
+    draining: &BTreeSet<i32>,
+) -> Step {
+    let wanted = assigned.voters();
+    if wanted != status.voters {
+        return Step::Members(wanted);
+    }
+    let fit = |node: &NodeId| {
+        *node == me
+            || (alive.contains(&node.broker())
+                && !draining.contains(&node.broker())
+                && status
+                    .matched
+                    .get(node)
+                    .is_some_and(|matched| matched.saturating_add(CLOSE) >= status.last_index))
+    };
+    let preferred = assigned
+        .replicas
+        .iter()
+        .find(|node| !draining.contains(&node.broker()));
+    match preferred {
+        Some(preferred) if *preferred != me && fit(preferred) => Step::Prefer(*preferred),
+        _ => Step::None,
+    }
+}
+
+/// The replica that is best fit to lead when `me` stops: one that can be reached and lacks the least.
+pub(super) fn heir(
+    me: NodeId,
+    replicas: &[NodeId],
+    status: &ShardStatus,
+    alive: &BTreeSet<i32>,
+) -> Option<NodeId> {
+    replicas
+        .iter()
+        .filter(|node| **node != me && alive.contains(&node.broker()))
+        .filter(|node| status.voters.contains(node))
+        .max_by_key(|node| status.matched.get(node).copied().unwrap_or(0))
+        .copied()
+}
+
+/// How a replica that is hosted from now on begins, when there is nothing of it on the disk.
+fn formation(me: NodeId, assigned: &ShardInfo) -> Formation {
+    assigned
+        .formation(me)
+        .map_or(Formation::Join, Formation::Form)
+}
+
+/// What this broker is to host.
+pub(super) fn assigned(me: NodeId, image: &Image) -> BTreeMap<ShardId, &ShardInfo> {
+    image
+        .shards
+        .iter()
+        .filter(|(_, shard)| shard.replicas.contains(&me))
+        .map(|(id, shard)| (*id, shard))
+        .collect()
+}
+
+/// Brokers that are to lose what they have.
+fn draining(image: &Image) -> BTreeSet<i32> {
+    let brokers = image.brokers.values().filter(|broker| broker.draining);
+    brokers.map(|broker| broker.id).collect()
+}
+
+/// Runs until the broker stops.
+pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: CancellationToken) {
+    let mut images = cluster.images.clone();
+    let mut steps = interval(STEP);
+    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut fit_since: BTreeMap<ShardId, (NodeId, Instant)> = BTreeMap::new();
+    loop {
+        select! {
+            () = stopping.cancelled() => return,
+            changed = images.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            _ = steps.tick() => {}
+        }
+        end_if_stopped(&cluster, &data);
+        let image = Arc::clone(&images.borrow_and_update());
+        host(&cluster, &data, &image).await;
+        lead(&cluster, &data, &image, &mut fit_since).await;
+    }
+}
+
+/// A replica whose shard has stopped (its disk failed while a snapshot was installed, or an entry could not be applied) would be dead for as long as the process
+/// lives, and what is in its memory may be half of a change. The next process reads the disk, or stops as well and says why.
+fn end_if_stopped(cluster: &Cluster, data: &DataPlane) {
+    let metadata = (ShardId::METADATA, Some(cluster.metadata.status()));
+    let hosted = data.hosted().into_iter();
+    let hosted = hosted.map(|id| (id, data.shard_status(id)));
+    for (shard, status) in std::iter::once(metadata).chain(hosted) {
+        if status.is_some_and(|status| status.stopped) {
+            error!(%shard, "a shard has stopped; ending the process, so that the next one recovers it from the disk");
+            std::process::abort();
+        }
+    }
+}
+
+/// Starts the replicas that are assigned to this broker and not here yet, and removes those that belong elsewhere now.
+pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
+    let wanted = assigned(cluster.me, image);
+    let hosted: BTreeSet<ShardId> = data.hosted().into_iter().collect();
+    for (id, shard) in &wanted {
+        if !hosted.contains(id) {
+            match data.host(*id, formation(cluster.me, shard)).await {
+                Ok(()) => debug!(shard = %id, "hosting a replica"),
+                Err(error) => {
+                    warn!(shard = %id, %error, "cannot host a replica that is assigned to this broker")
+                }
+            }
+        }
+    }
+    for id in hosted {
+        // Only when the shard itself has let go of this replica: until then its vote counts.
+        let released = image.shards.contains_key(&id)
+            && !wanted.contains_key(&id)
+            && data.shard_status(id).is_some_and(|status| {
+                !status.voters.contains(&cluster.me) && !status.learners.contains(&cluster.me)
+            });
+        if released {
+            match data.unhost(id).await {
+                Ok(()) => info!(shard = %id, "removed a replica that has moved to other brokers"),
+                Err(error) => {
+                    warn!(shard = %id, %error, "cannot remove a replica that has moved away")
+                }
+            }
+        }
+    }
+}
+
+async fn lead(
+    cluster: &Cluster,
+    data: &DataPlane,
+    image: &Image,
+    fit_since: &mut BTreeMap<ShardId, (NodeId, Instant)>,
+) {
+    let alive = cluster.alive();
+    let draining = draining(image);
+    for (id, shard) in image.shards.iter() {
+        let Some(status) = data.shard_status(*id) else {
+            continue;
+        };
+        if status.leader != Some(cluster.me) {
+            fit_since.remove(id);
+            continue;
+        }
+        match step(cluster.me, shard, &status, &alive, &draining) {
+            Step::None => {
+                fit_since.remove(id);
+            }
+            Step::Members(voters) => {
+                if let Err(error) = data.set_members(*id, voters).await {
+                    debug!(shard = %id, %error, "cannot change the members of a shard yet");
+                }
+            }
+            Step::Prefer(to) => {
+                let since = fit_since.entry(*id).or_insert((to, Instant::now()));
+                if since.0 != to {
+                    *since = (to, Instant::now());
+                } else if since.1.elapsed() >= PREFERENCE {
+                    fit_since.remove(id);
+                    debug!(shard = %id, %to, "giving leadership back to the preferred replica");
+                    if let Err(error) = data.transfer(*id, to).await {
+                        debug!(shard = %id, %error, "leadership was not handed over");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const A: NodeId = NodeId::of(0, 1);
+    const B: NodeId = NodeId::of(1, 1);
+    const C: NodeId = NodeId::of(2, 1);
+
+    fn shard(replicas: &[NodeId]) -> ShardInfo {
+        ShardInfo {
+            replication_factor: 3,
+            replicas: replicas.to_vec(),
+            generation: 0,
+            founders: replicas.to_vec(),
+        }
+    }
+
+    fn status(voters: &[NodeId], matched: &[(NodeId, u64)]) -> ShardStatus {
+        ShardStatus {
+            leader: Some(A),
+            voters: voters.iter().copied().collect(),
+            matched: matched.iter().copied().collect(),
+            last_index: 5000,
+            ..ShardStatus::default()
+        }
+    }
+
+    #[test]
+    fn members_come_before_preference() {
+        let alive = BTreeSet::from([0, 1, 2]);
+        let none = BTreeSet::new();
+        let moved = shard(&[B, C, NodeId::of(3, 1)]);
+        assert_eq!(
+            step(A, &moved, &status(&[A, B, C], &[]), &alive, &none),
+            Step::Members(BTreeSet::from([B, C, NodeId::of(3, 1)]))
+        );
+    }
+
+    #[test]
+    fn leadership_goes_to_the_preferred_replica_when_it_is_fit() {
+        let alive = BTreeSet::from([0, 1, 2]);
+        let none = BTreeSet::new();
+        let wanted = shard(&[B, A, C]);
+        let fit = status(&[A, B, C], &[(B, 4500), (C, 5000)]);
+        assert_eq!(step(A, &wanted, &fit, &alive, &none), Step::Prefer(B));
+        let behind = status(&[A, B, C], &[(B, 100), (C, 5000)]);
+        assert_eq!(step(A, &wanted, &behind, &alive, &none), Step::None);
+        let gone = BTreeSet::from([0, 2]);
+        assert_eq!(step(A, &wanted, &fit, &gone, &none), Step::None);
+    }
+
+    #[test]
+    fn a_draining_broker_leads_nothing_for_long() {
+        let alive = BTreeSet::from([0, 1, 2]);
+        let draining = BTreeSet::from([0]);
+        let wanted = shard(&[A, B, C]);
+        let fit = status(&[A, B, C], &[(B, 5000), (C, 5000)]);
+        assert_eq!(step(A, &wanted, &fit, &alive, &draining), Step::Prefer(B));
+    }
+}

@@ -1,0 +1,366 @@
+//! A cluster of brokers on loopback: `palisade-broker run`, one process each, with certificates, keys and configurations made here.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use palisade_config::{
+    AdminConfig, BrokerConfig, ByteSize, ClientAuth, ClusterConfig, ConnectionLimits,
+    ControlConfig, KeyProviderConfig, ListenerConfig, Mechanism, NodeConfig, Seed, StorageConfig,
+    TlsConfig, status::BrokerStatus,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{Access, Background, Certificate, Login, RawClient, free_port, program, wait_until};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Forming and electing takes a second or two; the limit only ends a hang.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// One broker of a [`Cluster`].
+#[derive(Debug)]
+struct Member {
+    process: Option<Background>,
+    port: u16,
+    admin_port: u16,
+}
+
+/// Brokers that replicate to each other. The administrator is `User:CN=admin`, by certificate.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Declared first: the processes are gone before their directory is removed.
+    members: Vec<Member>,
+    home: TempDir,
+}
+
+impl Cluster {
+    /// Starts brokers 0 to `count` - 1 with empty volumes and waits until all of them serve.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn start(count: u16) -> Result<Self> {
+        let home = tempfile::Builder::new()
+            .prefix("palisade-e2e-")
+            .tempdir()
+            .context("cannot make a temporary directory")?;
+        let authority = Authority::make(home.path())?;
+        authority.issue(home.path(), "server")?;
+        authority.issue(home.path(), "admin")?;
+        key(&home.path().join("kek"))?;
+        let mut members = Vec::new();
+        let mut seeds = Vec::new();
+        for id in 0..count {
+            members.push(Member {
+                process: None,
+                port: free_port()?,
+                admin_port: free_port()?,
+            });
+            seeds.push((i32::from(id), free_port()?));
+        }
+        for ((id, control), member) in seeds.iter().zip(&members) {
+            let config = configuration(home.path(), *id, *control, member, &seeds);
+            let text = config.render().map_err(|message| anyhow!(message))?;
+            fs::write(home.path().join(format!("broker-{id}.toml")), text)?;
+        }
+        let mut cluster = Self { members, home };
+        for id in 0..cluster.members.len() {
+            cluster.spawn(id)?;
+        }
+        for id in 0..cluster.members.len() {
+            cluster.wait_until_serving(id)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts a broker that was stopped or killed and waits until it serves. The time that took.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn launch(&mut self, id: usize) -> Result<Duration> {
+        let start = Instant::now();
+        self.spawn(id)?;
+        self.wait_until_serving(id)?;
+        Ok(start.elapsed())
+    }
+
+    /// Ends a broker with SIGKILL.
+    pub fn kill(&mut self, id: usize) {
+        self.members[id].process = None;
+    }
+
+    /// Ends a broker with SIGTERM; it must end by itself, with status 0.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn stop(&mut self, id: usize) -> Result<()> {
+        if let Some(mut process) = self.members[id].process.take() {
+            let status = process.terminate(STOP_LIMIT)?;
+            if status != 0 {
+                bail!(
+                    "broker {id} ended with status {status} after SIGTERM:\n{}",
+                    process.log()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a broker's process where it stands (SIGSTOP), or lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn freeze(&self, id: usize, frozen: bool) -> Result<()> {
+        let process = self.members[id].process.as_ref().context("not running")?;
+        let pid = i32::try_from(process.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("no process id")?;
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Removes the volume of a broker that is not running.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn wipe(&mut self, id: usize) -> Result<()> {
+        if self.members[id].process.is_some() {
+            bail!("broker {id} is running");
+        }
+        Ok(fs::remove_dir_all(
+            self.home.path().join(format!("data-{id}")),
+        )?)
+    }
+
+    /// The administrator's client, which knows all brokers.
+    ///
+    /// # Errors
+    /// When its files cannot be written.
+    pub fn admin(&self) -> Result<Access> {
+        let bootstrap: Vec<String> = self
+            .members
+            .iter()
+            .map(|member| format!("localhost:{}", member.port))
+            .collect();
+        Access::write(
+            &self.home.path().join("clients"),
+            "admin",
+            &bootstrap.join(","),
+            &self.authority(),
+            &Login::Certificate(self.admin_certificate()),
+        )
+    }
+
+    /// A directory of this test, removed with the cluster.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// What a broker says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self, id: usize) -> Result<BrokerStatus> {
+        let port = self.members[id].admin_port;
+        let pair = self.admin_certificate();
+        let client = RawClient::connect_as(port, &self.authority(), Some(&pair))?;
+        let (code, text) = client.get("/status")?;
+        if code != 200 {
+            bail!("/status answered {code}: {text}");
+        }
+        serde_json::from_str(&text).with_context(|| format!("/status is {text}"))
+    }
+
+    /// Everything that a broker has logged.
+    #[must_use]
+    pub fn log(&self, id: usize) -> String {
+        fs::read(self.log_path(id))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Process id of a broker, while it runs.
+    #[must_use]
+    pub fn id(&self, id: usize) -> Option<u32> {
+        self.members[id].process.as_ref().map(Background::id)
+    }
+
+    /// A broker's volume.
+    #[must_use]
+    pub fn volume(&self, id: usize) -> PathBuf {
+        self.home.path().join(format!("data-{id}"))
+    }
+
+    fn admin_certificate(&self) -> Certificate {
+        Certificate {
+            certificate: self.home.path().join("admin.crt"),
+            key: self.home.path().join("admin.key"),
+        }
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.home.path().join("ca.crt")
+    }
+
+    fn log_path(&self, id: usize) -> PathBuf {
+        self.home.path().join(format!("broker-{id}.log"))
+    }
+
+    fn spawn(&mut self, id: usize) -> Result<()> {
+        let mut command = Command::new(program(
+            "palisade-server",
+            "palisade-broker",
+            "PALISADE_BROKER_BIN",
+        )?);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(self.home.path().join(format!("broker-{id}.toml")));
+        let log = self.log_path(id);
+        self.members[id].process = Some(Background::start(&mut command, &log)?);
+        Ok(())
+    }
+
+    fn wait_until_serving(&mut self, id: usize) -> Result<()> {
+        let authority = self.authority();
+        let member = &mut self.members[id];
+        let admin_port = member.admin_port;
+        let process = member.process.as_mut().context("not started")?;
+        wait_until("the broker serves", START_LIMIT, || {
+            if let Some(status) = process.ended() {
+                return Ok(Err(anyhow!(
+                    "broker {id} ended with status {status}:\n{}",
+                    process.log()
+                )));
+            }
+            let (code, text) = RawClient::connect(admin_port, &authority)?.get("/readyz")?;
+            anyhow::ensure!(code == 200, "/readyz answered {code}: {text}");
+            Ok(Ok(()))
+        })
+        .with_context(|| format!("log of broker {id}:\n{}", process.log()))?
+    }
+}
+
+/// An authority that issues everything here.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn make(home: &Path) -> Result<Self> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "e2e authority");
+        let key = KeyPair::generate()?;
+        fs::write(home.join("ca.crt"), params.self_signed(&key)?.pem())?;
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    fn issue(&self, home: &Path, name: &str) -> Result<()> {
+        let mut params =
+            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        fs::write(home.join(format!("{name}.crt")), certificate.pem())?;
+        fs::write(home.join(format!("{name}.key")), key.serialize_pem())?;
+        Ok(())
+    }
+}
+
+/// A key-encryption key, in the shape of a mounted Secret.
+fn key(dir: &Path) -> Result<()> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow!("no randomness"))?;
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("e2e.key"), STANDARD.encode(bytes))?;
+    Ok(fs::write(dir.join("current"), "e2e\n")?)
+}
+
+fn configuration(
+    home: &Path,
+    id: i32,
+    control: u16,
+    member: &Member,
+    seeds: &[(i32, u16)],
+) -> BrokerConfig {
+    let tls = TlsConfig {
+        certificate: home.join("server.crt"),
+        key: home.join("server.key"),
+        client_ca: Some(home.join("ca.crt")),
+    };
+    BrokerConfig {
+        version: "e2e".to_owned(),
+        node: NodeConfig {
+            id: Some(id),
+            cluster_id: "e2e-cluster".to_owned(),
+            rack: None,
+        },
+        cluster: ClusterConfig {
+            seeds: seeds
+                .iter()
+                .map(|(id, port)| Seed {
+                    id: *id,
+                    address: format!("localhost:{port}"),
+                })
+                .collect(),
+        },
+        storage: StorageConfig {
+            data_dir: home.join(format!("data-{id}")),
+            key_provider: KeyProviderConfig::Directory {
+                path: home.join("kek"),
+            },
+            wal_file_size: ByteSize(16 << 20),
+            segment_size: ByteSize(16 << 20),
+            data_shards: 2,
+        },
+        control: ControlConfig {
+            bind: LOOPBACK,
+            port: control,
+            advertised_host: "localhost".to_owned(),
+            tls: tls.clone(),
+        },
+        admin: AdminConfig {
+            bind: LOOPBACK,
+            port: member.admin_port,
+            tls: tls.clone(),
+            anonymous_metrics: true,
+        },
+        listeners: vec![ListenerConfig {
+            name: "clients".to_owned(),
+            bind: LOOPBACK,
+            port: member.port,
+            advertised_host: "localhost".to_owned(),
+            advertised_port: None,
+            tls: Some(tls),
+            client_auth: ClientAuth::Requested,
+            sasl_mechanisms: vec![Mechanism::ScramSha512],
+            principal_mapping_rules: Vec::new(),
+            limits: ConnectionLimits::default(),
+        }],
+        super_users: vec!["User:CN=admin".to_owned()],
+    }
+}

@@ -1,0 +1,321 @@
+//! Several brokers, real processes and real clients: what one broker's end, halt or loss costs, and that nothing acknowledged is lost by it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use palisade_e2e::{
+    progress::say,
+    tools::{Access, Background, Cluster, Java, Kcat, tool, wait_until},
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An idempotent producer that reports every acknowledgement.
+struct Producer {
+    process: Background,
+    topic: &'static str,
+}
+
+impl Producer {
+    fn start(cluster: &Cluster, admin: &Access, topic: &'static str) -> Result<Self> {
+        let properties = cluster.scratch().join(format!("{topic}.properties"));
+        let settings = "retries=2147483647\nenable.idempotence=true\ndelivery.timeout.ms=120000\nlinger.ms=2\n";
+        fs::write(
+            &properties,
+            fs::read_to_string(&admin.properties)? + settings,
+        )?;
+        let access = Access {
+            properties,
+            ..admin.clone()
+        };
+        let log = cluster.scratch().join(format!("{topic}.log"));
+        let arguments = ["--topic", topic, "--throughput", "2000", "--acks", "-1"];
+        let process = Java::background(tool::VERIFIABLE_PRODUCER, &access, &arguments, &log)?;
+        Ok(Self { process, topic })
+    }
+
+    fn events(&self, name: &str) -> Vec<serde_json::Value> {
+        self.process
+            .log()
+            .lines()
+            .filter(|line| line.contains(name))
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
+    fn acknowledged(&self) -> BTreeMap<(i64, i64), String> {
+        self.events("producer_send_success")
+            .iter()
+            .map(|event| {
+                let place = (
+                    event["partition"].as_i64().unwrap(),
+                    event["offset"].as_i64().unwrap(),
+                );
+                (place, event["value"].as_str().unwrap().to_owned())
+            })
+            .collect()
+    }
+
+    /// Waits for this many more acknowledgements.
+    fn goes_on(&self, more: usize) -> Result<()> {
+        let before = self.acknowledged().len();
+        wait_until("records are acknowledged", PATIENCE, || {
+            let count = self.acknowledged().len();
+            ensure!(count >= before + more, "{count} of {}", before + more);
+            Ok(())
+        })
+    }
+
+    /// The longest time between two acknowledgements, ms.
+    fn longest_stall(&self) -> i64 {
+        let times: Vec<i64> = self
+            .events("producer_send_success")
+            .iter()
+            .filter_map(|event| event["timestamp"].as_i64())
+            .collect();
+        times
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Ends it; nothing it was told is missing, nothing is there twice.
+    fn finish(mut self, admin: &Access) -> Result<()> {
+        self.process.terminate(Duration::from_secs(30))?;
+        let errors: Vec<_> = self
+            .events("producer_send_error")
+            .into_iter()
+            .filter(|event| {
+                !event
+                    .to_string()
+                    .contains("Producer closed while send in progress")
+            })
+            .collect();
+        ensure!(errors.is_empty(), "{errors:#?}");
+        let stored = Kcat::new(admin)?
+            .consume(self.topic, &["-f", "%p %o %s\n"])?
+            .success()?
+            .stdout;
+        let stored: BTreeMap<(i64, i64), &str> = stored
+            .lines()
+            .map(|line| {
+                let mut fields = line.splitn(3, ' ');
+                let mut number = || fields.next().unwrap().parse().unwrap();
+                ((number(), number()), fields.next().unwrap())
+            })
+            .collect();
+        let acknowledged = self.acknowledged();
+        for (place, value) in &acknowledged {
+            ensure!(
+                stored.get(place) == Some(&value.as_str()),
+                "acknowledged at partition and offset {place:?}: {value}, found {:?}",
+                stored.get(place)
+            );
+        }
+        let values: BTreeSet<&str> = stored.values().copied().collect();
+        ensure!(values.len() == stored.len(), "records were stored twice");
+        say(format_args!(
+            "{}: {} acknowledged, {} stored, longest stall {} ms",
+            self.topic,
+            acknowledged.len(),
+            stored.len(),
+            self.longest_stall()
+        ));
+        Ok(())
+    }
+}
+
+fn create(java: &mut Java, admin: &Access, topic: &str) -> Result<()> {
+    java.tool(
+        tool::TOPICS,
+        admin,
+        &[
+            "--create",
+            "--topic",
+            topic,
+            "--partitions",
+            "6",
+            "--replication-factor",
+            "3",
+        ],
+    )?
+    .success()?;
+    Ok(())
+}
+
+/// The broker that leads partition 0 of a topic, as Kafka's own tool shows it.
+fn leader(java: &mut Java, admin: &Access, topic: &str) -> Result<usize> {
+    let shown = java
+        .tool(tool::TOPICS, admin, &["--describe", "--topic", topic])?
+        .success()?
+        .stdout;
+    shown
+        .lines()
+        .find(|line| line.contains("Partition: 0"))
+        .and_then(|line| {
+            line.split("Leader: ")
+                .nth(1)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .with_context(|| format!("no leader of partition 0 in\n{shown}"))
+}
+
+/// Three brokers form a cluster, spread a topic with three replicas, and Kafka's tools show it as they show their own.
+#[test]
+fn three_brokers_form_a_cluster_that_kafkas_tools_understand() -> Result<()> {
+    let cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "spread")?;
+    let shown = java
+        .tool(tool::TOPICS, &admin, &["--describe", "--topic", "spread"])?
+        .success()?
+        .stdout;
+    ensure!(shown.contains("ReplicationFactor: 3"), "{shown}");
+    let partitions: Vec<&str> = shown
+        .lines()
+        .filter(|line| line.contains("Partition: "))
+        .collect();
+    let leaders: BTreeSet<&str> = partitions
+        .iter()
+        .filter_map(|line| line.split("Leader: ").nth(1)?.split_whitespace().next())
+        .collect();
+    assert_eq!(partitions.len(), 6, "{shown}");
+    assert_eq!(leaders, BTreeSet::from(["0", "1", "2"]), "{shown}");
+    for line in &partitions {
+        let isr = line
+            .split("Isr: ")
+            .nth(1)
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap();
+        assert_eq!(isr.split(',').count(), 3, "{line}");
+    }
+
+    // A topic with more replicas than brokers is refused as Kafka refuses it.
+    java.tool(
+        tool::TOPICS,
+        &admin,
+        &["--create", "--topic", "wide", "--replication-factor", "5"],
+    )?
+    .refused("replication factor")?;
+
+    let kcat = Kcat::new(&admin)?;
+    let lines: String = (0..1000).map(|number| format!("{number}\n")).collect();
+    kcat.produce("spread", &lines, &[])?.success()?;
+    let read = kcat
+        .consume_group("readers", &["spread"], &[])?
+        .success()?
+        .stdout;
+    let seen: BTreeSet<&str> = read.lines().collect();
+    assert_eq!(seen.len(), 1000);
+    java.tool(
+        tool::CONSUMER_GROUPS,
+        &admin,
+        &["--describe", "--group", "readers"],
+    )?
+    .success()?
+    .says("spread")?;
+    Ok(())
+}
+
+/// Kill -9 of the broker that leads, under load, again and again.
+#[test]
+fn a_killed_leader_loses_nothing_and_is_replaced() -> Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "killed")?;
+    let producer = Producer::start(&cluster, &admin, "killed")?;
+    producer.goes_on(2000)?;
+    for round in 1..=3 {
+        let victim = leader(&mut java, &admin, "killed")?;
+        cluster.kill(victim);
+        producer.goes_on(2000)?;
+        let took = cluster.launch(victim)?;
+        say(format_args!(
+            "round {round}: broker {victim} was killed and serves again {} ms after its start",
+            took.as_millis()
+        ));
+        producer.goes_on(1000)?;
+    }
+    producer.finish(&admin)
+}
+
+/// SIGTERM, one broker after the other, each back before the next: what an upgrade does.
+#[test]
+fn a_rolling_restart_costs_no_record() -> Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "rolled")?;
+    let producer = Producer::start(&cluster, &admin, "rolled")?;
+    producer.goes_on(2000)?;
+    for id in 0..3 {
+        cluster.stop(id)?;
+        producer.goes_on(500)?;
+        cluster.launch(id)?;
+        producer.goes_on(500)?;
+    }
+    producer.finish(&admin)
+}
+
+/// A leader that stands still (SIGSTOP) is replaced; when it goes on, it finds that it leads no more and nothing of its own counts.
+#[test]
+fn a_halted_leader_is_replaced_and_fenced() -> Result<()> {
+    let cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "halted")?;
+    let producer = Producer::start(&cluster, &admin, "halted")?;
+    producer.goes_on(2000)?;
+    let victim = leader(&mut java, &admin, "halted")?;
+    cluster.freeze(victim, true)?;
+    producer.goes_on(2000)?;
+    cluster.freeze(victim, false)?;
+    producer.goes_on(2000)?;
+    producer.finish(&admin)
+}
+
+/// A broker whose volume was lost comes back as another incarnation, is given everything again, and can then be the one that is left to answer.
+#[test]
+fn a_wiped_broker_is_rebuilt_from_the_others() -> Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "rebuilt")?;
+    let kcat = Kcat::new(&admin)?;
+    let lines: String = (0..20_000)
+        .map(|number| format!("{number} {}\n", "x".repeat(200)))
+        .collect();
+    kcat.produce("rebuilt", &lines, &[])?.success()?;
+    cluster.kill(2);
+    cluster.wipe(2)?;
+    cluster.launch(2)?;
+    wait_until("the new replicas have caught up", PATIENCE, || {
+        let status = cluster.status(2)?;
+        ensure!(
+            status.shards.len() >= 2 && status.shards.iter().all(|shard| shard.caught_up),
+            "{:#?}",
+            status.shards
+        );
+        Ok(())
+    })?;
+    // With another broker gone, what was rebuilt is needed for every majority.
+    cluster.kill(0);
+    let read = kcat.consume("rebuilt", &[])?.success()?.stdout;
+    assert_eq!(read.lines().count(), 20_000);
+    kcat.produce("rebuilt", "more\n", &[])?.success()?;
+    Ok(())
+}
