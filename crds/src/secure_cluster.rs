@@ -104,10 +104,10 @@ pub struct SecureClusterSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.rackKey)", "rackKey is not available in this version: remove it"))]
 pub struct Brokers {
-    /// How many.
+    /// How many. Three or more survive the loss of one without losing a record; it may grow later.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 99))]
-    #[x_kube(validation = ("self == 1", "replication between brokers is not available in this version: write replicas: 1"))]
+    #[x_kube(validation = ("self >= oldSelf", "brokers cannot be removed in this version: write the former number or a higher one"))]
     pub replicas: i32,
     /// Node label whose value is the broker's rack; replicas are spread over racks. Refused in this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]

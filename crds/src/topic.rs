@@ -51,10 +51,10 @@ pub struct TopicSpec {
     #[schemars(range(min = 1, max = 10_000))]
     #[x_kube(validation = ("self >= oldSelf", "partitions may only grow: write the former number or a higher one"))]
     pub partitions: i32,
-    /// Replicas of each partition.
+    /// Replicas of each partition, on as many brokers: 3 survive the loss of one broker, 5 of two.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 5))]
-    #[x_kube(validation = ("self == 1", "replication between brokers is not available in this version: write replicationFactor: 1"))]
+    #[x_kube(validation = ("self == 1 || self == 3 || self == 5", "an even number of replicas survives no more than one less: write replicationFactor: 1, 3 or 5"))]
     pub replication_factor: i32,
     /// Kafka topic configurations, such as `retention.ms: "604800000"`; values are strings. What is left out has the broker's default.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
