@@ -406,23 +406,23 @@ fn written(object: &Value) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn scaling_is_refused_like_an_edit() {
+async fn scaling_down_is_refused_like_an_edit() {
     let client = client("scale").await;
     let cluster = object(&Table::load().bases["SecureCluster"]);
     dynamic(&client, "scale", "SecureCluster")
         .create(&PostParams::default(), &cluster)
         .await
         .unwrap();
-    let message = refuse(server().kubectl().args([
-        "--namespace",
-        "scale",
-        "scale",
-        "scl/events",
-        "--replicas=3",
-    ]));
+    let scale = |replicas: &str| {
+        let mut kubectl = server().kubectl();
+        kubectl.args(["--namespace", "scale", "scale", "scl/events", replicas]);
+        kubectl
+    };
+    assert!(scale("--replicas=3").status().unwrap().success());
+    let message = refuse(&mut scale("--replicas=2"));
     assert!(
         message.contains(
-            "replication between brokers is not available in this version: write replicas: 1"
+            "brokers cannot be removed in this version: write the former number or a higher one"
         ),
         "{message}"
     );
