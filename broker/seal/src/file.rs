@@ -75,7 +75,63 @@ impl FileKeys {
     /// What the provider reports when there is no root yet.
     pub fn create(&self, kind: FileKind, context: &[u8]) -> Result<(FileKey, Vec<u8>), SealError> {
         let root = self.root()?;
-        let salt: [u8; SALT_LEN] = random()?;
+        Self::header(&root, kind, random()?, context)
+    }
+
+    /// The KEK that files are wrapped under now.
+    #[must_use]
+    pub fn current_kek(&self) -> KekId {
+        self.provider.current()
+    }
+
+    /// The header that a file should begin with from now on, when its root is wrapped under another KEK than the current one; `None` when it is not. Root, salt
+    /// and key of the file stay, and with them all that was written to it. It is as long as the old header when the ids of both KEKs are equally long.
+    ///
+    /// # Errors
+    /// As [`FileKeys::open`]; what the provider reports about the new KEK.
+    pub fn rewrap(
+        &self,
+        kind: FileKind,
+        context: &[u8],
+        header: &[u8],
+    ) -> Result<Option<Vec<u8>>, SealError> {
+        if Self::kek_of(kind, header)? == self.provider.current() {
+            return Ok(None);
+        }
+        // Whether it is this file's header, before another is made of it.
+        self.open(kind, context, header)?;
+        let parsed = ParsedHeader::parse(kind, header)?;
+        let old = self.opened(parsed.wrapped)?;
+        let root = self.rewrapped(&old)?;
+        Self::header(&root, kind, parsed.salt, context).map(|(_, header)| Some(header))
+    }
+
+    /// The same root under the current KEK. Files of one root are many, so it is wrapped once.
+    fn rewrapped(&self, root: &Root) -> Result<Arc<Root>, SealError> {
+        let current = self.provider.current();
+        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = roots.opened.iter().find(|other| {
+            other.key.as_bytes() == root.key.as_bytes()
+                && WrappedKey::decode(&other.wrapped).is_ok_and(|wrapped| wrapped.kek == current)
+        });
+        if let Some(known) = known {
+            return Ok(Arc::clone(known));
+        }
+        let wrapped = self.provider.wrap(&root.key, ROOT_CONTEXT)?;
+        let again = Arc::new(Root {
+            key: root.key.clone(),
+            wrapped: wrapped.encode(),
+        });
+        remember(&mut roots.opened, &again);
+        Ok(again)
+    }
+
+    fn header(
+        root: &Root,
+        kind: FileKind,
+        salt: [u8; SALT_LEN],
+        context: &[u8],
+    ) -> Result<(FileKey, Vec<u8>), SealError> {
         let (key, mac_key) = FileKey::derive(&root.key, kind, &salt, context)?;
         let length = FIXED_LEN + root.wrapped.len() + SALT_LEN + CHECKSUM_LEN + MAC_LEN;
         let too_long = || SealError::malformed(WHAT, "the wrapped key is too long");

@@ -173,3 +173,35 @@ proptest! {
         prop_assert!(keys.open(KIND, b"7", &header).is_err());
     }
 }
+
+#[test]
+fn a_file_moves_to_a_new_kek_and_does_not_need_the_old_one() {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let dir = tempfile::tempdir().unwrap();
+    let add = |id: &str| {
+        let key = STANDARD.encode(SecretKey::generate().unwrap().as_bytes());
+        std::fs::write(dir.path().join(format!("{id}.key")), key).unwrap();
+        std::fs::write(dir.path().join("current"), id).unwrap();
+    };
+    add("one");
+    let provider = Arc::new(crate::DirectoryProvider::load(dir.path()).unwrap());
+    let keys = FileKeys::new(provider.clone());
+    let (key, header) = keys.create(KIND, b"7").unwrap();
+    let mut sealed = b"frame".to_vec();
+    let (nonce, tag) = key.sealer().unwrap().seal(b"", &mut sealed).unwrap();
+    sealed.extend_from_slice(&tag);
+    assert_eq!(keys.rewrap(KIND, b"7", &header).unwrap(), None);
+    add("two");
+    provider.reload().unwrap();
+    assert!(keys.rewrap(KIND, b"8", &header).is_err(), "another file's");
+    let again = keys.rewrap(KIND, b"7", &header).unwrap().unwrap();
+    assert_eq!(again.len(), header.len());
+    assert_eq!(FileKeys::kek_of(KIND, &again).unwrap().as_str(), "two");
+    std::fs::remove_file(dir.path().join("one.key")).unwrap();
+    let keys = FileKeys::new(Arc::new(
+        crate::DirectoryProvider::load(dir.path()).unwrap(),
+    ));
+    assert!(keys.open(KIND, b"7", &header).is_err());
+    let (key, _) = keys.open(KIND, b"7", &again).unwrap();
+    assert_eq!(key.open(nonce, b"", &sealed).unwrap(), b"frame");
+}

@@ -32,8 +32,6 @@ mod validate;
 #[cfg(test)]
 pub(crate) mod builder;
 #[cfg(test)]
-mod filter_tests;
-#[cfg(test)]
 mod tests;
 
 pub use codec::Codec;

@@ -72,6 +72,51 @@ impl PartitionLog {
             .collect()
     }
 
+    /// Wraps the roots of all segment files under the current KEK. Returns how many, and how many bytes, are not under it yet: those whose header has no place
+    /// for the new KEK's name are copied, which ends with the next manifest, or, for the one that is appended to, once it is closed.
+    ///
+    /// # Errors
+    /// Trouble with the disk or the keys. What was wrapped before it stays so.
+    pub fn rewrap(&self) -> Result<(usize, u64), LogError> {
+        let (segments, retired) = {
+            let inner = self.inner.read();
+            (inner.segments.clone(), inner.retired.clone())
+        };
+        let mut left = (0, 0);
+        for segment in segments.iter().chain(&retired) {
+            let done = match segment.rewrap() {
+                _ if segment.is_removed() => true,
+                outcome => outcome?,
+            };
+            if done {
+                continue;
+            }
+            left = (left.0 + 1, left.1 + segment.length());
+            if segments.iter().any(|one| Arc::ptr_eq(one, segment)) {
+                self.close_active();
+                self.copy(&segment.state())?;
+            }
+        }
+        Ok(left)
+    }
+
+    /// Rewrites a segment as it is, under a header of its own.
+    fn copy(&self, segment: &SegmentState) -> Result<(), LogError> {
+        let Some(mut rewrite) = self.rewrite(std::slice::from_ref(segment)) else {
+            return Ok(());
+        };
+        loop {
+            let batches = rewrite.next(1 << 20)?;
+            if batches.is_empty() {
+                rewrite.horizon = segment.horizon;
+                return rewrite.commit(Cleaned::default()).map(|_| ());
+            }
+            for (meta, payload) in batches {
+                rewrite.put(&meta, &payload, None)?;
+            }
+        }
+    }
+
     /// Goes on at `to`, for a log that is filled from another in which nothing is left between its end and there.
     pub fn skip_to(&self, to: Offset) {
         let _writer = self.writer.lock();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use palisade_seal::{DekVersion, FileKey, FileKeys, FileKind, HEADER_LIMIT, KeyRing};
+use palisade_seal::{DekVersion, FileKey, FileKeys, FileKind, HEADER_LIMIT, KekId, KeyRing};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
@@ -106,6 +106,8 @@ pub(super) struct Segment {
     removed: AtomicBool,
     /// Nothing is appended to it any more, although it may be the last one.
     closed: AtomicBool,
+    /// The KEK that the header was last seen under.
+    kek: Mutex<Option<KekId>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +184,7 @@ impl Segment {
             used: AtomicBool::new(true),
             removed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            kek: Mutex::new(None),
         };
         Ok((segment, writer))
     }
@@ -217,6 +220,7 @@ impl Segment {
             used: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            kek: Mutex::new(None),
         })
     }
 
@@ -450,6 +454,48 @@ impl Segment {
             tracing::warn!(file = %from.display(), %error, "cannot rename a damaged segment");
         }
         true
+    }
+
+    /// Wraps the file's root under the current KEK. False when the header would not have the place of the old one: the segment has to be rewritten then.
+    ///
+    /// The header lies within the first sector of the file, which a disk writes whole or not at all.
+    pub(super) fn rewrap(&self) -> Result<bool, LogError> {
+        let keys = &self.around.keys;
+        let current = keys.current_kek();
+        if self.kek.lock().as_ref() == Some(&current) {
+            return Ok(true);
+        }
+        // Held to the end: nobody reads the header while it is written.
+        let mut handle = self.handle.lock();
+        let path = self.path();
+        let file = self
+            .around
+            .fs
+            .open(&path)
+            .map_err(LogError::io("open", &path))?;
+        let mut header = vec![0; HEADER_LIMIT];
+        let read = file
+            .read_full_at(&mut header, 0)
+            .map_err(LogError::io("read", &path))?;
+        header.truncate(read);
+        let context = self.around.context_of(self.base, self.generation);
+        let (_, length) = keys
+            .open(KIND, &context, &header)
+            .map_err(LogError::header(&path))?;
+        if let Some(new) = keys
+            .rewrap(KIND, &context, &header)
+            .map_err(LogError::header(&path))?
+        {
+            if new.len() != length {
+                return Ok(false);
+            }
+            file.write_all_at(&new, 0)
+                .map_err(LogError::io("write", &path))?;
+            file.sync_data().map_err(LogError::io("sync", &path))?;
+            *handle = None;
+        }
+        *self.kek.lock() = Some(current);
+        Ok(true)
     }
 
     /// Whether nothing is appended to it any more.
