@@ -49,7 +49,8 @@ impl Producer {
             .collect()
     }
 
-    fn acknowledged(&self) -> BTreeMap<(i64, i64), String> {
+    /// Partition, offset and value of each record. The offset is -1 where the broker could only say that the record had been stored before (an old duplicate).
+    fn acknowledged(&self) -> Vec<((i64, i64), String)> {
         self.events("producer_send_success")
             .iter()
             .map(|event| {
@@ -111,15 +112,16 @@ impl Producer {
                 ((number(), number()), fields.next().unwrap())
             })
             .collect();
+        let values: BTreeSet<&str> = stored.values().copied().collect();
         let acknowledged = self.acknowledged();
         for (place, value) in &acknowledged {
             ensure!(
-                stored.get(place) == Some(&value.as_str()),
+                stored.get(place) == Some(&value.as_str())
+                    || (place.1 == -1 && values.contains(value.as_str())),
                 "acknowledged at partition and offset {place:?}: {value}, found {:?}",
                 stored.get(place)
             );
         }
-        let values: BTreeSet<&str> = stored.values().copied().collect();
         ensure!(values.len() == stored.len(), "records were stored twice");
         say(format_args!(
             "{}: {} acknowledged, {} stored, longest stall {} ms",
@@ -177,31 +179,37 @@ fn three_brokers_form_a_cluster_that_kafkas_tools_understand() -> Result<()> {
     let admin = cluster.admin()?;
     let mut java = Java::lease()?;
     create(&mut java, &admin, "spread")?;
-    let shown = java
-        .tool(tool::TOPICS, &admin, &["--describe", "--topic", "spread"])?
-        .success()?
-        .stdout;
-    ensure!(shown.contains("ReplicationFactor: 3"), "{shown}");
-    let partitions: Vec<&str> = shown
-        .lines()
-        .filter(|line| line.contains("Partition: "))
-        .collect();
-    let leaders: BTreeSet<&str> = partitions
-        .iter()
-        .filter_map(|line| line.split("Leader: ").nth(1)?.split_whitespace().next())
-        .collect();
-    assert_eq!(partitions.len(), 6, "{shown}");
-    assert_eq!(leaders, BTreeSet::from(["0", "1", "2"]), "{shown}");
-    for line in &partitions {
-        let isr = line
-            .split("Isr: ")
-            .nth(1)
-            .unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap();
-        assert_eq!(isr.split(',').count(), 3, "{line}");
-    }
+    // The brokers share leadership: each leads what is assigned to it first, soon after the shards are formed.
+    wait_until("every broker leads some partitions", PATIENCE, || {
+        let shown = java
+            .tool(tool::TOPICS, &admin, &["--describe", "--topic", "spread"])?
+            .success()?
+            .stdout;
+        ensure!(shown.contains("ReplicationFactor: 3"), "{shown}");
+        let field = |line: &str, name: &str| -> Option<String> {
+            Some(
+                line.split(name)
+                    .nth(1)?
+                    .split_whitespace()
+                    .next()?
+                    .to_owned(),
+            )
+        };
+        let partitions: Vec<&str> = shown
+            .lines()
+            .filter(|line| line.contains("Partition: "))
+            .collect();
+        let leaders: BTreeSet<String> = partitions
+            .iter()
+            .filter_map(|line| field(line, "Leader: "))
+            .collect();
+        ensure!(partitions.len() == 6, "{shown}");
+        ensure!(leaders.iter().eq(["0", "1", "2"]), "{shown}");
+        let in_sync =
+            |line: &&str| field(line, "Isr: ").is_some_and(|isr| isr.split(',').count() == 3);
+        ensure!(partitions.iter().all(in_sync), "{shown}");
+        Ok(())
+    })?;
 
     // A topic with more replicas than brokers is refused as Kafka refuses it.
     java.tool(
@@ -306,7 +314,12 @@ fn a_wiped_broker_is_rebuilt_from_the_others() -> Result<()> {
     wait_until("the new replicas have caught up", PATIENCE, || {
         let status = cluster.status(2)?;
         ensure!(
-            status.shards.len() >= 2 && status.shards.iter().all(|shard| shard.caught_up),
+            status.ready
+                && status.shards.len() >= 2
+                && status
+                    .shards
+                    .iter()
+                    .all(|shard| shard.caught_up && !shard.learners.contains(&2)),
             "{:#?}",
             status.shards
         );

@@ -99,7 +99,7 @@ impl State {
         } else if !self.broker.data.is_ready() {
             Err("not every shard has a leader and is up to date here")
         } else if !self.broker.cluster.is_served(&self.broker.data) {
-            Err("not every replica that is assigned to this broker is hosted")
+            Err("not every replica that is assigned to this broker is one of its shard yet")
         } else {
             Ok(())
         }

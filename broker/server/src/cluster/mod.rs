@@ -220,15 +220,16 @@ impl Cluster {
             && data.hosted().is_empty()
     }
 
-    /// Whether everything that is assigned to this broker is hosted and has a leader.
+    /// Whether everything that is assigned to this broker is hosted here, has a leader, and counts this replica among its voters: until then the loss of
+    /// another broker could cost a majority, so an upgrade has to wait.
     pub(crate) fn is_served(&self, data: &DataPlane) -> bool {
         let image = self.image();
         let assigned = replicas::assigned(self.me, &image);
-        !image.pools.is_empty()
-            && assigned.keys().all(|shard| {
-                data.shard_status(*shard)
-                    .is_some_and(|status| status.leader.is_some())
-            })
+        let serves = |shard: &ShardId| {
+            data.shard_status(*shard)
+                .is_some_and(|status| status.leader.is_some() && status.voters.contains(&self.me))
+        };
+        !image.pools.is_empty() && assigned.keys().all(serves)
     }
 
     /// Gives leadership of every shard to a replica that can take it at once, and waits a little until they have.
