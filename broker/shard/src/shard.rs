@@ -40,6 +40,9 @@ use crate::{
 /// How often a proposal that waits looks whether the disk is full or leadership is lost.
 const CHECK: Duration = Duration::from_millis(100);
 
+/// How long a checkpoint waits for the write-ahead log. Nothing is applied meanwhile.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What a record of the write-ahead log takes beyond its command, at most.
 const RECORD_OVERHEAD: usize = 64;
 
@@ -353,6 +356,11 @@ impl<S: StateMachine> Shard<S> {
         let _one = self.checkpointing.lock().await;
         let shared = Arc::clone(&self.shared);
         let turn = Arc::clone(&shared.turn).lock_owned().await;
+        tokio::time::timeout(CHECKPOINT_PATIENCE, self.shared.log.durable())
+            .await
+            .map_err(|_| {
+                CheckpointError::Write("the write-ahead log has not caught up".to_owned())
+            })?;
         let at = crate::blocking(move || {
             let _turn = turn;
             shared.write_checkpoint()
