@@ -49,6 +49,12 @@ demo-stop: build ## Remove everything the demo started
 test: build ## Everything: unit, property, CRDs on a real API server, real clients and tools, the e2e on a cluster
 	@$(CARGO) test $(ON) --workspace --no-fail-fast
 
+SEEDS ?= 10000
+SEED_BASE ?= 0
+.PHONY: sim
+sim: ## Simulate SEEDS clusters from SEED_BASE on: network, disks, crashes; a failing seed prints its trace
+	@$(CARGO) run $(ON) -q -p palisade-sim -- --seeds $(SEEDS) --base $(SEED_BASE)
+
 .PHONY: e2e
 e2e: build ## Only the e2e on a cluster (CLUSTER=builtin|kind|current)
 	@$(CARGO) test $(ON) -p palisade-e2e --test cluster --test quickstart -- --nocapture

@@ -13,6 +13,10 @@ use parking_lot::Mutex;
 
 use crate::fs::{FileSystem, LogFile, RealFs};
 
+mod memory;
+
+pub use memory::MemoryFs;
+
 /// The unit in which a crash keeps or loses what was written.
 const SECTOR: usize = 512;
 

@@ -45,6 +45,7 @@ use std::{io, path::PathBuf, sync::Arc, thread};
 
 use bytes::Bytes;
 use palisade_seal::{FileKeys, FileKind};
+use parking_lot::Mutex;
 
 use crate::{
     LogError, ShardId,
@@ -59,6 +60,8 @@ mod recover;
 mod roll;
 mod writer;
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
@@ -154,6 +157,9 @@ pub struct WalOptions {
     pub spare_files: usize,
     /// Called when a write or a sync failed and what is on the disk is unknown. The default ends the process.
     pub on_failure: Arc<dyn Fn(&io::Error) + Send + Sync>,
+    /// `None`: threads of the log's own write. Else this is called when there is something to write, and somebody then calls [`Wal::pump`]: for simulations,
+    /// which decide when a disk is done. A full disk is nothing that such a log waits for.
+    pub pumped: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl WalOptions {
@@ -168,6 +174,7 @@ impl WalOptions {
             batch_bytes: 4 << 20,
             spare_files: 4,
             on_failure: Arc::new(|_| std::process::abort()),
+            pumped: None,
         }
     }
 
@@ -234,7 +241,15 @@ pub struct Wal {
     pool: Arc<Pool>,
     group_limit: usize,
     threads: Vec<thread::JoinHandle<()>>,
+    pumped: Option<Pumped>,
     _lock: Box<dyn Send + Sync>,
+}
+
+/// What stands in for the threads of a log without any.
+struct Pumped {
+    wake: Arc<dyn Fn() + Send + Sync>,
+    /// `None`: nothing can be written any more.
+    writer: Mutex<Option<Writer>>,
 }
 
 impl Wal {
@@ -264,6 +279,7 @@ impl Wal {
         let pool = Arc::new(Pool::open(&options, &names)?);
         let queue = Arc::new(Queue::new(options.queue_bytes));
         let group_limit = options.group_limit();
+        let wake = options.pumped.clone();
         let (writer, records) = Writer::start(
             options,
             keys,
@@ -276,8 +292,14 @@ impl Wal {
             pool: Arc::clone(&pool),
             group_limit,
             threads: Vec::new(),
+            pumped: None,
             _lock: lock,
         };
+        if let Some(wake) = wake {
+            let writer = Mutex::new(Some(writer));
+            wal.pumped = Some(Pumped { wake, writer });
+            return Ok((wal, records));
+        }
         // The writer first: it is what ends the other one.
         for (name, run) in [
             (
@@ -332,6 +354,27 @@ impl Wal {
             Some(error) => (group.done)(Err(error)),
             None => self.queue.push(group),
         }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(pumped) = &self.pumped {
+            (pumped.wake)();
+        }
+    }
+
+    /// Writes what waits and calls back, here and now. Does nothing where threads do it; see [`WalOptions::pumped`].
+    pub fn pump(&self) {
+        let Some(pumped) = &self.pumped else {
+            return;
+        };
+        let mut writer = pumped.writer.lock();
+        if !writer
+            .as_mut()
+            .is_none_or(|writer| writer.step(self.queue.take_now()))
+        {
+            *writer = None;
+        }
     }
 
     fn refuse(&self, group: &Group) -> Option<WalError> {
@@ -357,6 +400,7 @@ impl Wal {
     /// return them, and files in which nothing is needed are used again.
     pub fn release(&self, shard: ShardId, through: u64) {
         self.queue.release(shard, through);
+        self.wake();
     }
 
     /// Gives up everything of `shard`, also its sticky records and how far it was released: afterwards it is as if there had never been any, so that a replica
@@ -378,6 +422,7 @@ impl Wal {
                 waits: true,
             },
         );
+        self.wake();
     }
 
     /// Whether there is no space for a further file. Appends still succeed while the present file has room, which is to
@@ -411,6 +456,7 @@ impl std::fmt::Debug for Wal {
 impl Drop for Wal {
     fn drop(&mut self) {
         self.queue.close();
+        self.pump();
         for thread in self.threads.drain(..) {
             // A callback may hold the last reference; the writer cannot wait for itself.
             if thread.thread().id() != thread::current().id() && thread.join().is_err() {

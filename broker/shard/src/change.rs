@@ -194,6 +194,7 @@ impl<S: StateMachine> Shard<S> {
                     return Ok(());
                 }
                 let is_over = tokio::select! {
+                    biased;
                     changed = data.changed() => changed.is_err(),
                     changed = leadership.changed() => changed.is_err(),
                 };
@@ -239,6 +240,7 @@ impl<S: StateMachine> Shard<S> {
                 }
                 let changed = async {
                     tokio::select! {
+                        biased;
                         changed = data.changed() => changed.is_ok(),
                         changed = leadership.changed() => changed.is_ok(),
                     }

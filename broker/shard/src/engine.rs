@@ -234,7 +234,7 @@ impl<S: StateMachine> RaftStateMachine<Types<S::Response>> for Machine<S> {
         let shared = Arc::clone(&self.shared);
         let turn = Arc::clone(&shared.turn).lock_owned().await;
         let installed = membership.clone();
-        tokio::task::spawn_blocking(move || {
+        crate::blocking(move || {
             let _turn = turn;
             shared.install(at, installed, incoming)
         })

@@ -1,15 +1,13 @@
 //! Who leads, as it is seen from here, and what to do when the leader is gone.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use openraft::{
     Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver,
     raft::TransferLeaderRequest,
 };
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval},
@@ -165,6 +163,7 @@ pub(crate) async fn follow<S: StateMachine>(
             return;
         }
         let is_over = tokio::select! {
+            biased;
             changed = server.changed() => changed.is_err(),
             changed = applied_term.changed() => changed.is_err(),
             changed = lost.changed() => changed.is_err(),

@@ -23,7 +23,7 @@ use openraft::{
 };
 use palisade_log::{ShardId, Wal, WalError, WalRecord};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{
     LogPosition, ShardError,
@@ -43,6 +43,8 @@ pub(crate) struct LogStore {
     shard: ShardId,
     wal: Arc<Wal>,
     state: Arc<Mutex<State>>,
+    /// How many appends are durable, of those in [`State::appends`].
+    durable: watch::Sender<u64>,
     /// Woken when the tail should be trimmed.
     pub(crate) surplus: Arc<Notify>,
     /// Woken when it was.
@@ -52,6 +54,8 @@ pub(crate) struct LogStore {
 #[derive(Default)]
 struct State {
     cache: EntryCache,
+    /// How often something was appended.
+    appends: u64,
     vote: Option<Vote>,
     committed: Option<LogId>,
     /// Written with the next entries: it need not be durable at once.
@@ -117,6 +121,7 @@ impl LogStore {
             shard,
             wal,
             state: Arc::new(Mutex::new(state)),
+            durable: watch::channel(0).0,
             surplus: Arc::default(),
             trimmed: Arc::default(),
         })
@@ -203,6 +208,15 @@ impl LogStore {
             .await?;
         self.wal.release(self.shard, begun.at.index);
         Ok(())
+    }
+
+    /// Waits until everything that is in the log now is durable here: the engine applies what others have made durable before this replica has, and a
+    /// checkpoint must not be of a state that the log does not reach to.
+    pub(crate) async fn durable(&self) {
+        let appends = self.state.lock().appends;
+        let mut durable = self.durable.subscribe();
+        // The sender lives in `self`.
+        let _ = durable.wait_for(|count| *count >= appends).await;
     }
 
     /// Notes up to where entries were applied.
@@ -433,6 +447,7 @@ impl<R: Send + Sync + 'static> RaftLogStorage<Types<R>> for LogStore {
         I::IntoIter: Send,
     {
         let mut chunks = Chunks::new(self.wal.append_limit());
+        let number;
         {
             let mut state = self.state.lock();
             for entry in entries {
@@ -443,12 +458,18 @@ impl<R: Send + Sync + 'static> RaftLogStorage<Types<R>> for LogStore {
                 chunks.push(codec::committed_record(self.shard, &committed));
                 state.committed_is_new = false;
             }
+            state.appends = state.appends.saturating_add(1);
+            number = state.appends;
         }
         for full in chunks.full {
             // They are written in order, and what fails one fails the last as well.
             self.wal.append_waiting(full, |_| {});
         }
+        let durable = self.durable.clone();
         self.wal.append_waiting(chunks.last, move |result| {
+            if result.is_ok() {
+                durable.send_replace(number);
+            }
             callback.io_completed(result.map_err(into_io));
         });
         Ok(())

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{
@@ -31,6 +31,7 @@ use openraft::{
     },
 };
 use palisade_log::ShardId;
+use tokio::time::Instant;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::{

@@ -3,12 +3,12 @@
 use std::{cmp::Ordering, fmt, marker::PhantomData};
 
 use openraft::{
-    EntryPayload, OptionalSend, RaftTypeConfig, TokioRuntime, impls, raft::responder::Responder,
+    EntryPayload, OptionalSend, RaftTypeConfig, impls, raft::responder::Responder,
     vote::RaftLeaderId,
 };
 use tokio::sync::oneshot;
 
-use crate::Command;
+use crate::{Command, simulated::Runtime};
 
 /// Raft over [`Command`]s, answered with an `R`.
 ///
@@ -26,7 +26,7 @@ impl<R: Send + Sync + 'static> RaftTypeConfig for Types<R> {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = Entry;
-    type AsyncRuntime = TokioRuntime;
+    type AsyncRuntime = Runtime;
     type Responder<T>
         = Reply<T>
     where

@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
 };
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
@@ -20,6 +19,7 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::{
     Message, NodeId, StateMachine,

@@ -145,7 +145,7 @@ async fn start<S: StateMachine>(
     }
     let shared = Arc::clone(shared);
     let description = begin.description;
-    let received = tokio::task::spawn_blocking(move || {
+    let received = crate::blocking(move || {
         let state = shared.state.lock();
         match state.broken {
             true => Err(CheckpointError::Stopped),
@@ -179,7 +179,7 @@ fn take(current: &mut Option<Transfer>, from: NodeId, part: &Part) -> Result<Tra
 }
 
 async fn keep(mut transfer: Transfer, bytes: Bytes) -> Result<Transfer, CheckpointError> {
-    let kept = tokio::task::spawn_blocking(move || {
+    let kept = crate::blocking(move || {
         transfer.incoming.chunk(bytes)?;
         transfer.next = transfer.next.saturating_add(1);
         Ok(transfer)
@@ -205,6 +205,6 @@ async fn install<S: StateMachine>(
 /// Forgets a transfer. What it kept aside is removed where that may take its time.
 fn discard(transfer: Option<Transfer>) {
     if let Some(transfer) = transfer {
-        drop(tokio::task::spawn_blocking(move || drop(transfer)));
+        tokio::spawn(crate::blocking(move || drop(transfer)));
     }
 }

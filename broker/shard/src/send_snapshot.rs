@@ -118,7 +118,7 @@ async fn read_chunk(
     cursor: u64,
 ) -> Result<Option<(Bytes, u64)>, Failure> {
     let (source, have) = (Arc::clone(source), have.clone());
-    let read = tokio::task::spawn_blocking(move || source.chunk(&have, cursor)).await;
+    let read = crate::blocking(move || source.chunk(&have, cursor)).await;
     match read {
         Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(error)) => Err(Failure::Refused(format!("it cannot be read: {error}"))),

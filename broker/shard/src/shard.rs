@@ -33,11 +33,15 @@ use crate::{
     raft_types::{LogId, Reply, Types, log_id},
     receive::Inbox,
     receive_snapshot::{Receiver, receive},
+    simulated,
     trim::trim,
 };
 
 /// How often a proposal that waits looks whether the disk is full or leadership is lost.
 const CHECK: Duration = Duration::from_millis(100);
+
+/// How long a checkpoint waits for the write-ahead log. Nothing is applied meanwhile.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a record of the write-ahead log takes beyond its command, at most.
 const RECORD_OVERHEAD: usize = 64;
@@ -307,7 +311,7 @@ impl<S: StateMachine> Shard<S> {
     /// The process of `node` is gone, which is known from its connection: if it led, replace it without waiting for the election timeout.
     pub fn peer_lost(&self, node: NodeId) {
         self.inbox.forget(node);
-        let now = std::time::Instant::now();
+        let now = tokio::time::Instant::now();
         self.standing.lost.send_replace(Some((node, now)));
         let replace = leading::replace(
             self.raft.clone(),
@@ -352,7 +356,12 @@ impl<S: StateMachine> Shard<S> {
         let _one = self.checkpointing.lock().await;
         let shared = Arc::clone(&self.shared);
         let turn = Arc::clone(&shared.turn).lock_owned().await;
-        let at = tokio::task::spawn_blocking(move || {
+        tokio::time::timeout(CHECKPOINT_PATIENCE, self.shared.log.durable())
+            .await
+            .map_err(|_| {
+                CheckpointError::Write("the write-ahead log has not caught up".to_owned())
+            })?;
+        let at = crate::blocking(move || {
             let _turn = turn;
             shared.write_checkpoint()
         })
@@ -479,6 +488,9 @@ async fn begin<S: StateMachine>(
 
 /// Where the numbers of streams and transfers begin, so that a process does not repeat those of its predecessor.
 fn first_number() -> u64 {
+    if let Some(number) = simulated::next_number() {
+        return number >> 1;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0))
 }

@@ -51,6 +51,8 @@ pub(super) struct Pool {
     dir: PathBuf,
     file_bytes: u64,
     keep: usize,
+    /// Whether no thread makes files ahead of the need.
+    alone: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -85,6 +87,7 @@ impl Pool {
             dir: options.dir.clone(),
             file_bytes: options.file_bytes,
             keep: options.spare_files.max(AHEAD),
+            alone: options.pumped.is_some(),
             state: Mutex::new(State {
                 spares,
                 next,
@@ -116,11 +119,7 @@ impl Pool {
                     self.changed.notify_all();
                 }
                 Err(error) => {
-                    let trouble = if is_full(&error) {
-                        NoSpare::Full
-                    } else {
-                        NoSpare::Failed(error.to_string())
-                    };
+                    let trouble = no_spare(&error);
                     if state.spares.is_empty() && state.trouble.as_ref() != Some(&trouble) {
                         tracing::error!(dir = %self.dir.display(), %error, "cannot prepare a write-ahead log file; new records are refused until it works");
                     }
@@ -146,6 +145,10 @@ impl Pool {
             }
             if let Some(trouble) = &state.trouble {
                 return Err(trouble.clone());
+            }
+            if self.alone {
+                let path = self.name_next(&mut state);
+                return make(&*self.fs, &path, self.file_bytes).map_err(|error| no_spare(&error));
             }
             self.changed.wait(&mut state);
         }
@@ -200,6 +203,14 @@ impl Pool {
         let number = state.next;
         state.next = number.saturating_add(1);
         self.dir.join(format!("{PREFIX}{number:016}{SUFFIX}"))
+    }
+}
+
+fn no_spare(error: &io::Error) -> NoSpare {
+    if is_full(error) {
+        NoSpare::Full
+    } else {
+        NoSpare::Failed(error.to_string())
     }
 }
 

@@ -102,6 +102,15 @@ impl Queue {
         while state.groups.is_empty() && state.releases.is_empty() && !state.closed {
             self.work.wait(&mut state);
         }
+        self.take_all(&mut state)
+    }
+
+    /// What waits now, if anything.
+    pub(super) fn take_now(&self) -> Work {
+        self.take_all(&mut self.state.lock())
+    }
+
+    fn take_all(&self, state: &mut State) -> Work {
         state.bytes = 0;
         self.room.notify_all();
         Work {

@@ -12,7 +12,7 @@ use palisade_seal::FileKeys;
 use super::{
     WalError, WalOptions, WalRecord, batch, blocks,
     pool::{self, Pool},
-    queue::{Group, Queue},
+    queue::{Group, Queue, Work},
     recover::{Recovered, Span},
     roll::{self, Current, Trouble},
 };
@@ -22,6 +22,8 @@ use crate::{LogError, ShardId, frame::FRAME_OVERHEAD};
 const FIRST_FILE_BYTES: u64 = 4 << 20;
 /// Buffers that a large batch has grown beyond this are given back.
 const BUFFER_KEPT: usize = 8 << 20;
+/// How often a pumped log tries again, at once, where others wait.
+const PUMPED_TRIES: u32 = 3;
 
 pub(super) struct Writer {
     options: WalOptions,
@@ -103,30 +105,30 @@ impl Writer {
     /// Writes until the log is closed or broken.
     pub(super) fn run(mut self) {
         let queue = Arc::clone(&self.queue);
-        let pool = Arc::clone(&self.pool);
-        let on_failure = Arc::clone(&self.options.on_failure);
-        let end = catch_unwind(AssertUnwindSafe(move || self.serve())).unwrap_or_else(|_| {
-            // Nobody would ever be called back again, so it must not pass in silence.
-            let error = std::io::Error::other("a callback of the write-ahead log panicked");
-            on_failure(&error);
-            Err(error)
-        });
-        pool.close();
-        queue.fail(&match end {
-            Ok(()) => WalError::Closed,
-            Err(error) => WalError::Failed(error.to_string()),
-        });
+        while self.step(queue.take()) {}
     }
 
-    fn serve(&mut self) -> std::io::Result<()> {
-        loop {
-            let work = self.queue.take();
+    /// Writes what is given; `false` when that was the last, or nothing can be written any more.
+    pub(super) fn step(&mut self, work: Work) -> bool {
+        let closed = work.closed;
+        let end = catch_unwind(AssertUnwindSafe(|| {
             self.commit(work.groups)?;
-            self.release(work.releases)?;
-            if work.closed {
-                return Ok(());
-            }
-        }
+            self.release(work.releases)
+        }))
+        .unwrap_or_else(|_| {
+            // Nobody would ever be called back again, so it must not pass in silence.
+            let error = std::io::Error::other("a callback of the write-ahead log panicked");
+            (self.options.on_failure)(&error);
+            Err(error)
+        });
+        let error = match end {
+            Ok(()) if !closed => return true,
+            Ok(()) => WalError::Closed,
+            Err(error) => WalError::Failed(error.to_string()),
+        };
+        self.pool.close();
+        self.queue.fail(&error);
+        false
     }
 
     /// Writes groups in as few batches as fit.
@@ -154,6 +156,7 @@ impl Writer {
 
     /// Writes one batch and calls back, waiting for space with those who want that.
     fn write_or_wait(&mut self, mut batch: Vec<Group>) -> std::io::Result<()> {
+        let mut tries = PUMPED_TRIES;
         loop {
             let trouble = match self.write(&batch) {
                 Ok(()) => {
@@ -173,7 +176,10 @@ impl Writer {
                 Err(trouble) => trouble,
             };
             let meanwhile = self.queue.take_unwilling();
-            let give_up = meanwhile.closed || matches!(trouble, Trouble::Closed);
+            let give_up = meanwhile.closed || matches!(trouble, Trouble::Closed) || tries == 0;
+            if self.options.pumped.is_some() {
+                tries = tries.saturating_sub(1);
+            }
             let (waiting, unwilling): (Vec<_>, Vec<_>) =
                 batch.into_iter().partition(|group| group.waits && !give_up);
             for group in unwilling.into_iter().chain(meanwhile.groups) {
@@ -184,7 +190,9 @@ impl Writer {
                 return Ok(());
             }
             batch = waiting;
-            self.pool.wait();
+            if self.options.pumped.is_none() {
+                self.pool.wait();
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! Elections, and what becomes of proposals when the leader changes.
 
-use std::{collections::BTreeSet, time::Duration, time::Instant};
+use std::{collections::BTreeSet, time::Instant};
 
-use palisade_shard::ProposeError;
+use palisade_shard::{MembersError, ProposeError};
 
 use crate::harness::{Cluster, PATIENCE, command, eventually, timing};
 
@@ -167,17 +167,23 @@ async fn a_handover_that_is_not_taken_ends_and_the_shard_goes_on() {
     let leader = cluster.leader().await;
     let to = (leader + 1) % 3;
     cluster.agreed().await;
+    let term = cluster.replicas[leader].shard().status().term;
     // Transfers are lost.
     cluster.net.poison(5);
     let moved = cluster.replicas[leader]
         .shard()
         .transfer_leadership(cluster.replicas[to].id)
         .await;
-    if moved.is_err() {
-        cluster.net.heal();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let leader = cluster.leader().await;
+    assert!(matches!(moved, Err(MembersError::TimedOut(_))), "{moved:?}");
+    cluster.net.heal();
+    // The next leader has a term of its own.
+    let leader = eventually("somebody leads again", || {
+        (0..3).find(|place| {
+            let leadership = *cluster.replicas[*place].shard().leadership().borrow();
+            leadership.is_some_and(|leadership| leadership.term > term)
+        })
+    })
+    .await;
     cluster.propose(leader, 0..10, 10).await;
     cluster.net.heal();
     cluster.stop(to).await;

@@ -1,0 +1,194 @@
+//! What a shard takes from its surroundings that a simulation has to decide: chance, and threads that wait for a disk.
+//!
+//! Outside of a simulation chance is the operating system's and such threads are the runtime's. [`Simulated`] changes both for one thread, on which a simulation
+//! runs everything.
+
+use std::{cell::Cell, convert::Infallible, future::Future, io, time::Duration};
+
+use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
+use rand_core::TryRng;
+
+thread_local! {
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// While this lives, shards on this thread draw their chance from a seed and block where they are.
+#[derive(Debug)]
+pub struct Simulated(());
+
+impl Simulated {
+    /// Begins it on this thread.
+    #[must_use]
+    pub fn begin(seed: u64) -> Self {
+        SEED.set(Some(seed));
+        Self(())
+    }
+
+    /// Sets what chance goes on from, so that what one replica draws does not depend on how often another did.
+    pub fn reseed(&self, seed: u64) {
+        SEED.set(Some(seed));
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        SEED.set(None);
+    }
+}
+
+/// Runs what may wait for a disk on a thread that may; in a simulation here and now.
+///
+/// # Errors
+/// When it panicked, or the runtime is being shut down.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    if SEED.get().is_some() {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await
+}
+
+/// The next number of a simulation's chance; `None` outside of one.
+pub(crate) fn next_number() -> Option<u64> {
+    // splitmix64
+    let seed = SEED.get()?.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    SEED.set(Some(seed));
+    let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    Some(mixed ^ (mixed >> 31))
+}
+
+/// The engine's runtime: tokio, with a chance that can be seeded.
+#[derive(Debug)]
+pub(crate) struct Runtime(TokioRuntime);
+
+/// [`Runtime`]'s source of chance.
+pub(crate) struct Chance(<TokioRuntime as AsyncRuntime>::ThreadLocalRng);
+
+impl TryRng for Chance {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        match next_number() {
+            Some(number) => Ok((number >> 32) as u32),
+            None => self.0.try_next_u32(),
+        }
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        match next_number() {
+            Some(number) => Ok(number),
+            None => self.0.try_next_u64(),
+        }
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        for chunk in bytes.chunks_mut(8) {
+            let number = self.try_next_u64()?.to_le_bytes();
+            let (part, _) = number.split_at(chunk.len());
+            chunk.copy_from_slice(part);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRuntime for Runtime {
+    type JoinError = <TokioRuntime as AsyncRuntime>::JoinError;
+    type JoinHandle<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::JoinHandle<T>;
+    type Sleep = <TokioRuntime as AsyncRuntime>::Sleep;
+    type Instant = <TokioRuntime as AsyncRuntime>::Instant;
+    type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
+    type Timeout<R, T: Future<Output = R> + OptionalSend> =
+        <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
+    type ThreadLocalRng = Chance;
+    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
+    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
+    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
+
+    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
+    where
+        T: Future + OptionalSend + 'static,
+        T::Output: OptionalSend + 'static,
+    {
+        TokioRuntime::spawn(future)
+    }
+
+    fn sleep(duration: Duration) -> Self::Sleep {
+        TokioRuntime::sleep(duration)
+    }
+
+    fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
+        TokioRuntime::sleep_until(deadline)
+    }
+
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout(duration, future)
+    }
+
+    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
+        deadline: Self::Instant,
+        future: F,
+    ) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout_at(deadline, future)
+    }
+
+    fn is_panic(join_error: &Self::JoinError) -> bool {
+        TokioRuntime::is_panic(join_error)
+    }
+
+    fn thread_rng() -> Self::ThreadLocalRng {
+        Chance(TokioRuntime::thread_rng())
+    }
+
+    fn new(threads: usize) -> Self {
+        Self(TokioRuntime::new(threads))
+    }
+
+    fn block_on<F, T>(&mut self, future: F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        self.0.block_on(future)
+    }
+
+    async fn spawn_blocking<F, T>(work: F) -> Result<T, io::Error>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        blocking(work).await.map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(count: usize) -> Vec<u64> {
+        let mut chance = Runtime::thread_rng();
+        (0..count)
+            .map(|_| chance.try_next_u64().unwrap_or_default())
+            .collect()
+    }
+
+    #[test]
+    fn a_seed_decides_chance_and_without_one_nothing_does() {
+        let free = draws(4);
+        let seeded = {
+            let _simulated = Simulated::begin(7);
+            draws(4)
+        };
+        let again = {
+            let _simulated = Simulated::begin(7);
+            draws(4)
+        };
+        assert_eq!(seeded, again);
+        assert_ne!(free, draws(4));
+        assert_ne!(seeded, draws(4));
+    }
+}
