@@ -332,3 +332,26 @@ fn a_wiped_broker_is_rebuilt_from_the_others() -> Result<()> {
     kcat.produce("rebuilt", "more\n", &[])?.success()?;
     Ok(())
 }
+
+/// A fourth broker is given its share of the replicas while a producer runs, and what it was given is whole.
+#[test]
+fn a_broker_that_is_added_takes_its_share() -> Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let admin = cluster.admin()?;
+    let mut java = Java::lease()?;
+    create(&mut java, &admin, "grown")?;
+    let producer = Producer::start(&cluster, &admin, "grown")?;
+    producer.goes_on(2000)?;
+    let added = cluster.add()?;
+    wait_until("replicas have moved to the new broker", PATIENCE, || {
+        let status = cluster.status(added)?;
+        let data = status.shards.iter().filter(|shard| shard.id != 0);
+        let settled = data
+            .clone()
+            .all(|shard| shard.caught_up && !shard.learners.contains(&3));
+        ensure!(data.count() >= 3 && settled, "{:#?}", status.shards);
+        Ok(())
+    })?;
+    producer.goes_on(2000)?;
+    producer.finish(&admin)
+}

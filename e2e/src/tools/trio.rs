@@ -42,6 +42,8 @@ struct Member {
 pub struct Cluster {
     /// Declared first: the processes are gone before their directory is removed.
     members: Vec<Member>,
+    /// Ids and control ports of the brokers that formed it.
+    seeds: Vec<(i32, u16)>,
     home: TempDir,
 }
 
@@ -69,12 +71,14 @@ impl Cluster {
             });
             seeds.push((i32::from(id), free_port()?));
         }
-        for ((id, control), member) in seeds.iter().zip(&members) {
-            let config = configuration(home.path(), *id, *control, member, &seeds);
-            let text = config.render().map_err(|message| anyhow!(message))?;
-            fs::write(home.path().join(format!("broker-{id}.toml")), text)?;
+        let mut cluster = Self {
+            members,
+            seeds,
+            home,
+        };
+        for (id, control) in cluster.seeds.clone() {
+            cluster.configure(id, control)?;
         }
-        let mut cluster = Self { members, home };
         for id in 0..cluster.members.len() {
             cluster.spawn(id)?;
         }
@@ -82,6 +86,22 @@ impl Cluster {
             cluster.wait_until_serving(id)?;
         }
         Ok(cluster)
+    }
+
+    /// Adds a broker with an empty volume, which the others were not told of, and waits until it serves. Its number.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn add(&mut self) -> Result<usize> {
+        let id = self.members.len();
+        self.members.push(Member {
+            process: None,
+            port: free_port()?,
+            admin_port: free_port()?,
+        });
+        self.configure(i32::try_from(id)?, free_port()?)?;
+        self.launch(id)?;
+        Ok(id)
     }
 
     /// Starts a broker that was stopped or killed and waits until it serves. The time that took.
@@ -217,6 +237,19 @@ impl Cluster {
 
     fn log_path(&self, id: usize) -> PathBuf {
         self.home.path().join(format!("broker-{id}.log"))
+    }
+
+    fn configure(&self, id: i32, control: u16) -> Result<()> {
+        let member = usize::try_from(id)
+            .ok()
+            .and_then(|id| self.members.get(id))
+            .context("no such broker")?;
+        let config = configuration(self.home.path(), id, control, member, &self.seeds);
+        let text = config.render().map_err(|message| anyhow!(message))?;
+        Ok(fs::write(
+            self.home.path().join(format!("broker-{id}.toml")),
+            text,
+        )?)
     }
 
     fn spawn(&mut self, id: usize) -> Result<()> {
