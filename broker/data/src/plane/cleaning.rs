@@ -10,7 +10,7 @@ use palisade_log::TopicId;
 use parking_lot::Mutex;
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::DataPlane;
@@ -48,7 +48,8 @@ pub(super) async fn run(
     mut stop: watch::Receiver<bool>,
     options: CleanerOptions,
 ) {
-    let mut steps = interval(options.interval);
+    // Not at once: a start has better things to do.
+    let mut steps = interval_at(Instant::now() + options.interval, options.interval);
     steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use palisade_seal::{DekVersion, KeyRing};
+use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -162,9 +163,11 @@ impl PartitionLog {
             })
     }
 
-    /// Begins to rewrite closed segments that stand side by side into one. `None` when they are not there (any more), or one is damaged.
+    /// Begins to rewrite closed segments that stand side by side into one. `None` when they are not there (any more), one is damaged, or another rewriting of
+    /// this log is under way: two of the same segments would write to the same new file.
     #[must_use]
     pub fn rewrite(&self, segments: &[SegmentState]) -> Option<Rewrite<'_>> {
+        let alone = self.rewriting.try_lock()?;
         let inner = self.inner.read();
         let first = segments.first()?;
         let at = inner
@@ -181,6 +184,7 @@ impl PartitionLog {
         let all_closed = !is_last || sources.last().is_some_and(|last| last.is_closed());
         (all_closed && sources.iter().zip(segments).all(same)).then(|| Rewrite {
             log: self,
+            _alone: alone,
             sources: sources.to_vec(),
             at: 0,
             from: first.base,
@@ -218,6 +222,7 @@ impl PartitionLog {
 #[derive(Debug)]
 pub struct Rewrite<'a> {
     log: &'a PartitionLog,
+    _alone: MutexGuard<'a, ()>,
     sources: Vec<Arc<Segment>>,
     /// Which source is read, and from where.
     at: usize,

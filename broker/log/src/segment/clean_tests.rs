@@ -91,3 +91,36 @@ fn an_old_kek_can_be_removed_once_everything_is_wrapped_anew() {
         assert!(log.quarantined().is_empty());
     }
 }
+
+#[test]
+fn only_one_rewriting_of_a_log_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let provider = DirectoryProvider::create(dir.path().join("kek")).unwrap();
+    let place = PartitionPlace {
+        dir: dir.path().join("p"),
+        topic: TopicId::random(),
+        partition: PartitionIndex(0),
+    };
+    let keys = Arc::new(FileKeys::new(Arc::new(provider)));
+    let fs = Arc::new(FaultFs::new());
+    let log = PartitionLog::open(place, &PartitionState::default(), fs, keys).unwrap();
+    (0..30).for_each(|n| append(&log, n));
+    let before = read_all(&log);
+    let closed = log.closed_segments();
+    let mut first = log.rewrite(&closed[..1]).unwrap();
+    // It would write to the file that the first one makes, and remove it when it finds that it was overtaken.
+    assert!(log.rewrite(&closed[..1]).is_none());
+    loop {
+        let batches = first.next(1 << 20).unwrap();
+        if batches.is_empty() {
+            break;
+        }
+        for (meta, payload) in batches {
+            first.put(&meta, &payload, None).unwrap();
+        }
+    }
+    first.commit(super::Cleaned::default()).unwrap();
+    assert!(log.rewrite(&log.closed_segments()[..1]).is_some());
+    assert_eq!(read_all(&log), before);
+    assert!(log.quarantined().is_empty());
+}

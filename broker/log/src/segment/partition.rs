@@ -45,6 +45,8 @@ pub enum Stored {
 pub struct PartitionLog {
     pub(super) around: Arc<Surroundings>,
     pub(super) writer: Mutex<Writer>,
+    /// Held by the one rewriting that may be under way.
+    pub(super) rewriting: Mutex<()>,
     pub(super) inner: RwLock<Inner>,
     dir_changed: AtomicBool,
     /// Set before the directory goes.
@@ -120,6 +122,7 @@ impl PartitionLog {
             begin: segments.first().map_or(end, |segment| segment.base),
             around,
             writer: Mutex::default(),
+            rewriting: Mutex::default(),
             inner: RwLock::new(Inner {
                 start,
                 end,

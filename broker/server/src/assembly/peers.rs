@@ -15,10 +15,25 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Installing a snapshot writes as much as it carried.
 const SNAPSHOT: Duration = Duration::from_secs(120);
 
-/// Where brokers are: as they registered, else as the seeds say.
+/// Where brokers are: as they registered, else as the seeds say, else where their name would be next to this broker's.
 struct Book {
     images: watch::Receiver<Arc<Image>>,
     seeds: Vec<Seed>,
+    /// This broker's id and control port.
+    own: (i32, PeerAddress),
+}
+
+/// The host of another broker that is named as this one is but for its number, like the pods of a StatefulSet: a broker that is added has not registered yet when
+/// it comes for the first time, and its certificate has to be valid for some name that is expected of it. Without a number in the name: the same host.
+fn sibling(own: i32, host: &str, broker: i32) -> String {
+    let (name, domain) = host.split_once('.').unwrap_or((host, ""));
+    match name.rsplit_once('-') {
+        Some((prefix, number)) if number.parse() == Ok(own) => {
+            let dot = if domain.is_empty() { "" } else { "." };
+            format!("{prefix}-{broker}{dot}{domain}")
+        }
+        _ => host.to_owned(),
+    }
 }
 
 impl Directory for Book {
@@ -32,7 +47,7 @@ impl Directory for Book {
                 host: endpoint.host.clone(),
                 port: endpoint.port,
             });
-        registered.or_else(|| {
+        let seed = || {
             self.seeds
                 .iter()
                 .find(|seed| seed.id == broker)
@@ -41,6 +56,13 @@ impl Directory for Book {
                     host: host.to_owned(),
                     port,
                 })
+        };
+        let (id, address) = &self.own;
+        registered.or_else(seed).or_else(|| {
+            Some(PeerAddress {
+                host: sibling(*id, &address.host, broker),
+                port: address.port,
+            })
         })
     }
 }
@@ -89,6 +111,13 @@ pub(super) fn start(
         directory: Arc::new(Book {
             images: opened.images.clone(),
             seeds: config.cluster.seeds.clone(),
+            own: (
+                opened.me.broker(),
+                PeerAddress {
+                    host: config.control.advertised_host.clone(),
+                    port: config.control.port,
+                },
+            ),
         }),
         connector: Arc::new(Certificates {
             control: Arc::clone(control),
@@ -101,4 +130,19 @@ pub(super) fn start(
     });
     peers.set_handler(Arc::clone(&opened.desk) as Arc<dyn palisade_peer::Handler>);
     Ok(Some(peers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sibling;
+
+    #[test]
+    fn a_broker_that_is_added_is_expected_under_the_next_name() {
+        let host = "events-0.events-brokers.messaging.svc";
+        assert_eq!(sibling(0, host, 3), "events-3.events-brokers.messaging.svc");
+        assert_eq!(sibling(12, "kafka-12", 4), "kafka-4");
+        // The number is not this broker's: it means something else.
+        assert_eq!(sibling(1, "rack-7.example", 4), "rack-7.example");
+        assert_eq!(sibling(0, "localhost", 3), "localhost");
+    }
 }
