@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::{KINDS, Kubectl, Site};
 use crate::{
     cluster::ClusterError,
-    image::Image,
+    image::{BROKER_IMAGE, Image, KCAT_IMAGE, OPERATOR_IMAGE},
     progress::say,
     tools::{cache, kcat, program, run},
 };
@@ -54,13 +54,13 @@ fn load_images(site: &Site) -> Result<()> {
         "PALISADE_OPERATOR_BIN",
     )?;
     let kcat = kcat()?;
-    let images: [(&str, &Path, Builder); 3] = [
-        ("broker", &broker, Image::broker),
-        ("operator", &operator, Image::operator),
-        ("kcat", &kcat, |_| Image::kcat()),
+    let images: [(&str, &str, &Path, Builder); 3] = [
+        ("broker", BROKER_IMAGE, &broker, Image::broker),
+        ("operator", OPERATOR_IMAGE, &operator, Image::operator),
+        ("kcat", KCAT_IMAGE, &kcat, |_| Image::kcat()),
     ];
-    for (name, binary, image) in images {
-        let archive = directory.join(format!("{name}-{}.tar", short_hash(binary)?));
+    for (name, image_name, binary, image) in images {
+        let archive = directory.join(format!("{name}-{}.tar", short_hash(image_name, binary)?));
         if !archive.exists() {
             say(format_args!("building the image palisade/{name}:dev"));
             forget_older(&directory, name)?;
@@ -74,9 +74,10 @@ fn load_images(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// What a program is, in a few characters.
-fn short_hash(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+/// What a program's image is, its name included, in a few characters.
+fn short_hash(image: &str, path: &Path) -> Result<String> {
+    let mut bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    bytes.extend_from_slice(image.as_bytes());
     let hash = digest(&SHA256, &bytes);
     Ok(hash
         .as_ref()
