@@ -53,6 +53,18 @@ impl Cluster {
     /// # Errors
     /// When they do not.
     pub fn start(count: u16) -> Result<Self> {
+        let mut attempts = 3;
+        loop {
+            attempts -= 1;
+            match Self::try_start(count) {
+                // A port that was free a moment ago is somebody's by now: other tests look for ports at the same time.
+                Err(error) if attempts > 0 && format!("{error:#}").contains("cannot listen") => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_start(count: u16) -> Result<Self> {
         let home = tempfile::Builder::new()
             .prefix("palisade-e2e-")
             .tempdir()
@@ -82,6 +94,7 @@ impl Cluster {
         for id in 0..cluster.members.len() {
             cluster.spawn(id)?;
         }
+        cluster.wait_until_all_run()?;
         for id in 0..cluster.members.len() {
             cluster.wait_until_serving(id)?;
         }
@@ -265,6 +278,23 @@ impl Cluster {
         let log = self.log_path(id);
         self.members[id].process = Some(Background::start(&mut command, &log)?);
         Ok(())
+    }
+
+    /// Waits until every broker has its ports. None of them serves before all are there.
+    fn wait_until_all_run(&mut self) -> Result<()> {
+        wait_until("the brokers listen", START_LIMIT, || {
+            for member in &mut self.members {
+                let process = member.process.as_mut().context("not started")?;
+                if let Some(status) = process.ended() {
+                    let log = process.log();
+                    return Ok(Err(anyhow!("a broker ended with status {status}:\n{log}")));
+                }
+            }
+            for member in &self.members {
+                std::net::TcpStream::connect((LOOPBACK, member.admin_port))?;
+            }
+            Ok(Ok(()))
+        })?
     }
 
     fn wait_until_serving(&mut self, id: usize) -> Result<()> {
