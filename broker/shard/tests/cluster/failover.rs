@@ -168,8 +168,10 @@ async fn a_handover_that_is_not_taken_ends_and_the_shard_goes_on() {
     let to = (leader + 1) % 3;
     cluster.agreed().await;
     let term = cluster.replicas[leader].shard().status().term;
-    // Transfers are lost.
-    cluster.net.poison(5);
+    // Cut off, so that it neither hears that it is to lead nor is elected by itself when this machine stalls.
+    cluster
+        .net
+        .isolate(cluster.replicas[to].id, cluster.ids());
     let moved = cluster.replicas[leader]
         .shard()
         .transfer_leadership(cluster.replicas[to].id)
