@@ -1,6 +1,6 @@
 //! The Palisade operator: keeps clusters, users, access rules, quotas, topics and rotations the way their resources say.
 //!
-//! One room for each kind. Every reconcile is the same five verbs: observe (all I/O that reads), validate (a typed value or a condition), plan (pure),
+//! One module for each kind. Every reconcile is the same five verbs: observe (all I/O that reads), validate (a typed value or a condition), plan (pure),
 //! apply (only what differs), report (a status from what was observed). What is shared: [`kubernetes`] writes to the API server, [`kafka`] and [`access`]
 //! speak to brokers, [`pki`] and [`authorities`] make certificates and replace authorities, [`members`] is what the kinds that belong to a cluster have in
 //! common.

@@ -1,4 +1,4 @@
-//! Kafka's error codes for what the lower rooms refuse. Codes appear here and in `api`, nowhere below.
+//! Kafka's error codes for what the lower crates refuse. Codes appear here and in `api`, nowhere below.
 
 pub(crate) use kafka_protocol::ResponseError as KafkaError;
 use palisade_coordinator::group::GroupError;

@@ -1,4 +1,4 @@
-//! The broker: listeners, Kafka's APIs, the admin port, and the assembly of the lower rooms into one process.
+//! The broker: listeners, Kafka's APIs, the admin port, and the assembly of the lower crates into one process.
 //!
 //! ```text
 //! tls, net, sasl   bytes of strangers → requests of principals

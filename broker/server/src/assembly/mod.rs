@@ -1,4 +1,4 @@
-//! Puts the rooms together: one process from one configuration, and what it does while it runs and when it stops.
+//! Puts the crates together: one process from one configuration, and what it does while it runs and when it stops.
 
 mod data_dir;
 mod follow;
