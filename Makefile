@@ -26,7 +26,7 @@ export PALISADE_OPERATOR_BIN = $(BIN)/palisade-operator
 
 .PHONY: help
 help: ## List the verbs
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what is missing on Debian (packages only; needs root)
@@ -42,7 +42,7 @@ demo: build ## Start a real Kubernetes, install the chart, apply examples/quicks
 	@$(BIN)/palisade-e2e demo
 
 .PHONY: demo-stop
-demo-stop: build ## Remove everything the demo started
+demo-stop: build ## Remove the cluster and everything else the demo started (packages and the cache stay)
 	@$(BIN)/palisade-e2e demo-stop
 
 .PHONY: test
@@ -64,7 +64,7 @@ crds: ## Write crds/yaml and the chart's copy from the Rust types
 	@$(CARGO) run $(ON) -q -p palisade-crds -- crds/yaml charts/palisade/templates/crds
 
 .PHONY: images
-images: build ## Build the OCI images without a container engine (e2e/images/Dockerfile is for those who have one)
+images: build ## Build the images as archives, without a container engine (e2e/images/Dockerfile is for those who have one)
 	@$(BIN)/palisade-e2e images
 
 .PHONY: fuzz
@@ -91,7 +91,7 @@ bench: ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/RE
 	  $(if $(QUICK),--quick) --cells "$${CELLS:-}"
 
 .PHONY: lint
-lint: ## Format, clippy, licences and bans of dependencies
+lint: ## Format, clippy, licences and bans of dependencies (needs cargo-deny)
 	@cargo fmt --all --check
 	@$(CARGO) clippy $(ON) --workspace --all-targets -- -D warnings
 	@cargo deny --all-features check bans licenses sources
