@@ -200,7 +200,7 @@ pub struct BrokerTemplateMetadata {
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = (schema::OWN_KEYS_RULE, "labels under palisade.dev/ and app.kubernetes.io/ belong to the operator: remove them"))]
     pub labels: BTreeMap<String, String>,
-    /// Annotations to add; `palisade.dev/` is the operator's.
+    /// Annotations to add; `palisade.dev/` and `app.kubernetes.io/` are the operator's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = (schema::OWN_KEYS_RULE, "annotations under palisade.dev/ and app.kubernetes.io/ belong to the operator: remove them"))]

@@ -124,7 +124,7 @@ pub struct AuthoritiesStatus {
 pub struct AuthorityStatus {
     /// The certificate that issues now.
     pub certificate: CertificateStatus,
-    /// SHA-256 fingerprints of the certificates that are distributed as trusted; two while a rotation runs. Sorted.
+    /// SHA-256 fingerprints of the certificates that are distributed as trusted; more than one while a rotation runs. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub trusted: Vec<String>,
