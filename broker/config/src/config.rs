@@ -47,7 +47,7 @@ pub struct NodeConfig {
     pub id: Option<i32>,
     /// Kafka cluster id, 1 to 64 characters of `A-Z a-z 0-9 _ -`; a data directory written under another id is refused.
     pub cluster_id: String,
-    /// Reported to clients as `broker.rack`.
+    /// Reported to clients as `broker.rack`. The replicas of a shard are spread over racks, and a consumer may read from the one in its own (KIP-392).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
 }

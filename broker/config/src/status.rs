@@ -25,7 +25,7 @@ pub struct BrokerStatus {
     pub trust: Vec<EndpointTrust>,
     /// Id of the key-encryption key in use.
     pub kek_id: String,
-    /// Topics, partitions and open client connections.
+    /// Topics of the cluster.
     pub topics: u64,
     /// Partitions of all topics.
     pub partitions: u64,

@@ -2,8 +2,8 @@
 //! clock: time is an argument, answers are values.
 //!
 //! * [`offsets`]: committed offsets, replicated in data shards: commands are applied in log order on every replica.
-//! * [`group`]: who is a member of which group and of which generation: kept in memory by the group's leader, and built
-//!   again by the members themselves when leadership moves or the broker restarts.
+//! * [`group`]: who is a member of which group and of which generation: kept in memory by the broker that coordinates the group, and
+//!   built again by the members themselves when another broker takes over or this one restarts.
 
 pub mod group;
 pub mod offsets;

@@ -2,7 +2,8 @@
 //!
 //! - [`frame`]: the authenticated frame that every file below is made of;
 //! - [`fs`]: the file system as a trait, so that tests can put faults under the logs;
-//! - [`Wal`]: the write-ahead log.
+//! - [`Wal`]: the write-ahead log;
+//! - [`segment`]: the segments of a partition.
 //!
 //! The write-ahead log makes many writers durable with one `fdatasync`; segments hold what was applied from it, one
 //! directory for each partition, and are made durable by checkpoints.
