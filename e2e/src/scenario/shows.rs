@@ -11,7 +11,7 @@ use crate::tools::wait_until;
 pub(super) const TOPIC: &str = "user-events";
 /// A pod that only waits to be told what to do.
 const IDLE: &str = "trap exit TERM; while :; do sleep 1; done";
-/// How fast client-1 is asked to be, in records of a kibibyte: eight times a second of its quota.
+/// How many records of a kibibyte are sent: about what the quota of client-1 lets through in eight seconds, on three brokers.
 const FLOOD_RECORDS: u32 = 24_000;
 
 /// The pods of the people in the example, and one that the network policy does not admit.
