@@ -52,7 +52,7 @@ test: build ## Everything: unit, property, CRDs on a real API server, real clien
 SEEDS ?= 10000
 SEED_BASE ?= 0
 .PHONY: sim
-sim: ## Simulate SEEDS clusters from SEED_BASE on: network, disks, crashes; a failing seed prints its trace
+sim: setup ## Simulate SEEDS clusters from SEED_BASE on: network, disks, crashes; a failing seed prints its trace
 	@$(CARGO) run $(ON) -q -p palisade-sim -- --seeds $(SEEDS) --base $(SEED_BASE)
 
 .PHONY: e2e
@@ -60,7 +60,7 @@ e2e: build ## Only the e2e on a cluster (CLUSTER=builtin|kind|current)
 	@$(CARGO) test $(ON) -p palisade-e2e --test cluster --test quickstart -- --nocapture
 
 .PHONY: crds
-crds: ## Write crds/yaml and the chart's copy from the Rust types
+crds: setup ## Write crds/yaml and the chart's copy from the Rust types
 	@$(CARGO) run $(ON) -q -p palisade-crds -- crds/yaml charts/palisade/templates/crds
 
 .PHONY: images
@@ -91,7 +91,7 @@ bench: ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/RE
 	  $(if $(QUICK),--quick) --cells "$${CELLS:-}"
 
 .PHONY: lint
-lint: ## Format, clippy, licences and bans of dependencies (needs cargo-deny)
+lint: setup ## Format, clippy, licences and bans of dependencies (needs cargo-deny)
 	@cargo fmt --all --check
 	@$(CARGO) clippy $(ON) --workspace --all-targets -- -D warnings
 	@cargo deny --all-features check bans licenses sources

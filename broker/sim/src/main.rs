@@ -139,12 +139,9 @@ fn report(
         let again = match arguments.trace {
             true => Ok(None),
             false => run(Options {
+                seed: outcome.seed,
                 trace: true,
-                ..Options {
-                    seed: outcome.seed,
-                    trace: true,
-                    mutation: arguments.mutation,
-                }
+                mutation: arguments.mutation,
             })
             .map(Some),
         };
@@ -163,7 +160,7 @@ fn report(
         )?;
         writeln!(
             out,
-            "[sim] replay: palisade-sim --seed {} --trace",
+            "[sim] replay: make sim SEEDS=1 SEED_BASE={0}; with the whole trace: palisade-sim --seed {0} --trace",
             outcome.seed
         )?;
         return Ok(false);

@@ -25,13 +25,21 @@ use crate::{dev, error::StartError};
 pub(crate) use start::{Running, start};
 pub(crate) use status::State;
 
-/// A user that is made when it is not there.
-#[derive(Clone, Debug)]
+/// A user that is made when it is not there. `Debug` does not show its password.
+#[derive(Clone)]
 pub struct BootstrapUser {
     /// Its name.
     pub name: String,
     /// Its password.
     pub password: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for BootstrapUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BootstrapUser")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What to run.

@@ -42,8 +42,7 @@ pub struct DevOptions {
     pub admin_port: Option<u16>,
 }
 
-/// A prepared directory.
-#[derive(Debug)]
+/// A prepared directory. `Debug` does not show the greeting, which names the password.
 pub struct DevBroker {
     /// The configuration to run, which is also in `broker.toml`.
     pub config_file: PathBuf,
@@ -51,6 +50,15 @@ pub struct DevBroker {
     pub admin: BootstrapUser,
     /// What to print once clients are served.
     pub greeting: String,
+}
+
+impl std::fmt::Debug for DevBroker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DevBroker")
+            .field("config_file", &self.config_file)
+            .field("admin", &self.admin)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Makes or completes the directory.
