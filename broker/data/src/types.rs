@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use palisade_log::{LeaderEpoch, LogError, Offset, PartitionIndex, TopicId};
 use palisade_seal::SealError;
 use palisade_shard::{MembersError, ProposeError};
 use thiserror::Error;
 
-use crate::records::RecordError;
+use crate::{plane::SealedRecords, records::RecordError};
 
 /// What a producer waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +50,11 @@ pub struct Appended {
 }
 
 /// What a fetch found.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Fetched {
-    /// Whole batches back to back, ready to be sent; the first may begin before the offset asked for (clients skip), and is there even when it is larger
+    /// Whole batches; the first may begin before the offset asked for (clients skip), and is there even when it is larger
     /// than the limit, so that a consumer always gets on. Empty at the end of the log.
-    pub records: Bytes,
+    pub records: SealedRecords,
     /// First offset that is not yet visible.
     pub high_watermark: Offset,
     /// First offset of the partition.

@@ -182,6 +182,17 @@ impl KeyRing {
         parse(sealed).map(|parsed| parsed.version)
     }
 
+    /// Length in bytes of what is sealed in `sealed`, whose data key is in the ring. Whether it is authentic only opening it can tell.
+    ///
+    /// # Errors
+    /// [`SealError::UnknownDek`], [`SealError::Malformed`].
+    pub fn sealed_len(&self, sealed: &[u8]) -> Result<usize, SealError> {
+        let parsed = parse(sealed)?;
+        let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
+        version_in(&versions, parsed.version)?;
+        parsed.plaintext_len()
+    }
+
     /// Authenticates and decrypts what [`Sealer::seal`] made with the same `aad`.
     ///
     /// # Errors
@@ -210,11 +221,7 @@ impl KeyRing {
             Some(cipher) => (cipher, false),
             None => (Arc::new(self.subkey(parsed.version, &parsed.salt)?), true),
         };
-        let length = parsed
-            .body
-            .len()
-            .checked_sub(TAG_LEN)
-            .ok_or_else(|| SealError::malformed(WHAT, "shorter than its tag"))?;
+        let length = parsed.plaintext_len()?;
         let start = out.len();
         out.resize(start.saturating_add(length), 0);
         let (_, plaintext) = out.split_at_mut(start);
@@ -232,18 +239,7 @@ impl KeyRing {
 
     fn subkey(&self, version: DekVersion, salt: &[u8; SALT_LEN]) -> Result<Cipher, SealError> {
         let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
-        let key = versions.get(&version).ok_or_else(|| {
-            let known: Vec<_> = versions.keys().map(ToString::to_string).collect();
-            SealError::UnknownDek {
-                version,
-                known: if known.is_empty() {
-                    "none".to_owned()
-                } else {
-                    known.join(", ")
-                },
-            }
-        })?;
-        subkey(key, version, salt)
+        subkey(version_in(&versions, version)?, version, salt)
     }
 
     fn remember(&self, id: SubkeyId, cipher: Arc<Cipher>) {
@@ -267,6 +263,23 @@ impl KeyRing {
     }
 }
 
+fn version_in(
+    versions: &BTreeMap<DekVersion, SecretKey>,
+    version: DekVersion,
+) -> Result<&SecretKey, SealError> {
+    versions.get(&version).ok_or_else(|| {
+        let known: Vec<_> = versions.keys().map(ToString::to_string).collect();
+        SealError::UnknownDek {
+            version,
+            known: if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            },
+        }
+    })
+}
+
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let versions = self.versions.read().unwrap_or_else(PoisonError::into_inner);
@@ -281,6 +294,15 @@ struct Parsed<'a> {
     salt: [u8; SALT_LEN],
     counter: u64,
     body: &'a [u8],
+}
+
+impl Parsed<'_> {
+    fn plaintext_len(&self) -> Result<usize, SealError> {
+        self.body
+            .len()
+            .checked_sub(TAG_LEN)
+            .ok_or_else(|| SealError::malformed(WHAT, "shorter than its tag"))
+    }
 }
 
 fn parse(sealed: &[u8]) -> Result<Parsed<'_>, SealError> {

@@ -1,19 +1,21 @@
 //! Reading.
 
+mod sealed;
+
 use std::sync::Arc;
 
-use bytes::Bytes;
-use palisade_log::{LeaderEpoch, LogError, Offset, PartitionIndex, TopicId};
+use palisade_log::{LogError, Offset, PartitionIndex, TopicId};
+
+pub use sealed::SealedRecords;
 
 use super::{DataPlane, Located};
 use crate::{
-    sealing::batch_aad,
     slot::Partition,
     types::{Access, DataError, Fetched, Isolation},
 };
 
 impl DataPlane {
-    /// Reads batches from the one that holds `offset`, about `max_bytes` of them, at least one when there is any.
+    /// Reads batches from the one that holds `offset`, about `max_bytes` of them, at least one when there is any. They are opened as they are sent.
     ///
     /// Both isolation levels see the same, as there are no transactions yet.
     ///
@@ -58,13 +60,13 @@ impl Located {
     ) -> Result<Fetched, DataError> {
         let Some(partition) = self.partition() else {
             return check_range(access, offset, Offset::ZERO, Offset::ZERO)
-                .map(|()| fetched(Vec::new(), Offset::ZERO, Offset::ZERO));
+                .map(|()| fetched(SealedRecords::of(self, None), Offset::ZERO, Offset::ZERO));
         };
         // The end before the records: what was appended in between is only seen the next time.
         let end = partition.log.end_offset();
         let start = partition.log.start_offset();
         check_range(access, offset, start, end)?;
-        let mut records = Vec::new();
+        let mut records = SealedRecords::of(self, Some(Arc::clone(&partition)));
         let mut from = offset;
         while from < end && (records.is_empty() || records.len() < max_bytes) {
             let left = max_bytes.saturating_sub(records.len());
@@ -97,31 +99,23 @@ impl Located {
             })
     }
 
-    /// Opens some batches from the one that holds `from` on, onto the end of `out`. Returns the offset after them.
+    /// Takes some batches from the one that holds `from` on. Returns the offset after them.
     fn read_some(
         &self,
         partition: &Partition,
         from: Offset,
         max_bytes: usize,
-        out: &mut Vec<u8>,
+        out: &mut SealedRecords,
     ) -> Result<Offset, DataError> {
         let mut next = from;
         let entries = partition.log.read(from, max_bytes).map_err(data_error)?;
-        let bytes: usize = entries.iter().map(|(_, payload)| payload.len()).sum();
-        out.reserve(bytes.min(max_bytes.max(1 << 20)));
         for (meta, payload) in entries {
             // A first batch that is larger than the limit goes out alone.
             if !out.is_empty() && next > from && payload.len() > max_bytes.saturating_sub(out.len())
             {
                 break;
             }
-            self.open(
-                partition,
-                meta.base_offset,
-                meta.leader_epoch,
-                &payload,
-                out,
-            )?;
+            out.push(meta.base_offset, meta.leader_epoch, payload)?;
             next = Offset(meta.last_offset.0.saturating_add(1));
         }
         Ok(next)
@@ -130,7 +124,7 @@ impl Located {
     /// Opens the batch that holds `offset`.
     pub(super) fn read_batch(
         &self,
-        partition: &Partition,
+        partition: &Arc<Partition>,
         offset: Offset,
     ) -> Result<Option<Vec<u8>>, DataError> {
         let Some((meta, payload)) = partition
@@ -142,38 +136,9 @@ impl Located {
         else {
             return Ok(None);
         };
-        let mut batch = Vec::new();
-        self.open(
-            partition,
-            meta.base_offset,
-            meta.leader_epoch,
-            &payload,
-            &mut batch,
-        )?;
-        Ok(Some(batch))
-    }
-
-    fn open(
-        &self,
-        partition: &Partition,
-        base: Offset,
-        epoch: LeaderEpoch,
-        payload: &Bytes,
-        out: &mut Vec<u8>,
-    ) -> Result<(), DataError> {
-        let (topic, index) = self.key;
-        let aad = batch_aad(topic, index, base, epoch);
-        self.view
-            .keys
-            .open_into(&aad, payload, out)
-            .map_err(|error| {
-                if !error.is_corruption() {
-                    return error.into();
-                }
-                let reason = format!("the batch at offset {base}: {error}");
-                partition.log.quarantine(base, &reason);
-                DataError::Corrupt(reason)
-            })
+        let mut records = SealedRecords::of(self, Some(Arc::clone(partition)));
+        records.push(meta.base_offset, meta.leader_epoch, payload)?;
+        Ok(Some(records.open_all()?))
     }
 }
 
@@ -200,9 +165,9 @@ fn check_range(
     }
 }
 
-fn fetched(records: Vec<u8>, end: Offset, start: Offset) -> Fetched {
+fn fetched(records: SealedRecords, end: Offset, start: Offset) -> Fetched {
     Fetched {
-        records: Bytes::from(records),
+        records,
         high_watermark: end,
         log_start_offset: start,
         last_stable_offset: end,

@@ -43,6 +43,8 @@ use crate::{
 };
 use handle::ShardHandle;
 
+pub use fetch::SealedRecords;
+
 /// How the data plane is set up.
 #[derive(Clone)]
 pub struct DataOptions {

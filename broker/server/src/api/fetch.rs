@@ -1,4 +1,4 @@
-//! Fetch (1): reads batches, waiting for them if there are too few.
+//! Fetch (1): reads batches, waiting for them if there are too few. They are opened while the answer is sent.
 //!
 //! There are no fetch sessions (KIP-227): the answer has session id 0, which tells the client to name all its partitions each time.
 //!
@@ -13,7 +13,7 @@ use kafka_protocol::messages::{
     fetch_request::{FetchPartition, FetchTopic},
     fetch_response::{FetchableTopicResponse, PartitionData},
 };
-use palisade_data::{Access, Fetched, Isolation};
+use palisade_data::{Access, Fetched, Isolation, SealedRecords};
 use palisade_log::{Offset, PartitionIndex, TopicId};
 use palisade_metadata::Topic;
 use palisade_security::{
@@ -23,7 +23,10 @@ use palisade_security::{
 use tokio::time::Instant;
 
 use super::Context;
-use crate::kafka_error::{KafkaError, of_data};
+use crate::{
+    codec::{Records, Source},
+    kafka_error::{KafkaError, of_data},
+};
 
 /// First version that names topics by id.
 const BY_ID: i16 = 13;
@@ -51,18 +54,42 @@ struct Target {
     nearer: Option<i32>,
 }
 
+/// What was found of a partition.
+struct Read {
+    records: Option<SealedRecords>,
+    start: Offset,
+    end: Offset,
+    stable: Offset,
+}
+
+impl Read {
+    fn bytes(&self) -> usize {
+        self.records.as_ref().map_or(0, SealedRecords::len)
+    }
+}
+
+impl Source for SealedRecords {
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, String> {
+        self.open_next(out).map_err(|error| error.to_string())
+    }
+}
+
 /// One pass over the partitions.
 struct Pass {
-    results: Vec<Result<Fetched, KafkaError>>,
+    results: Vec<Result<Read, KafkaError>>,
     bytes: usize,
     failed: bool,
 }
 
-pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchResponse {
+pub(crate) async fn handle(
+    ctx: &Context,
+    request: FetchRequest,
+) -> (FetchResponse, Vec<Option<Records>>) {
     let follower = request.replica_id.0 >= 0 || request.replica_state.replica_id.0 >= 0;
     if request.session_id != 0 {
-        return FetchResponse::default()
-            .with_error_code(ctx.code(KafkaError::FetchSessionIdNotFound));
+        let response = FetchResponse::default();
+        let code = ctx.code(KafkaError::FetchSessionIdNotFound);
+        return (response.with_error_code(code), Vec::new());
     }
     let rack = request.rack_id.clone();
     let isolation = if request.isolation_level == 1 {
@@ -122,17 +149,22 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
     }
     if charge(ctx, pass.bytes) {
         // The client has to wait before it may have this: Kafka answers it with nothing, and it asks again.
-        return FetchResponse::default();
+        return (FetchResponse::default(), Vec::new());
     }
     ctx.broker.metrics.fetch_bytes.inc_by(pass.bytes as u64);
     let mut results = pass.results.into_iter();
+    let mut records = Vec::with_capacity(results.len());
     let responses = topics
         .into_iter()
         .map(|(asked, wanted)| {
             let partitions = wanted
                 .iter()
                 .zip(results.by_ref())
-                .map(|(wanted, result)| answer(ctx, wanted, result, isolation))
+                .map(|(wanted, result)| {
+                    let (partition, found) = answer(ctx, wanted, result, isolation);
+                    records.push(found);
+                    partition
+                })
                 .collect();
             FetchableTopicResponse::default()
                 .with_topic(asked.topic)
@@ -140,7 +172,11 @@ pub(crate) async fn handle(ctx: &Context, request: FetchRequest) -> FetchRespons
                 .with_partitions(partitions)
         })
         .collect();
-    FetchResponse::default().with_responses(responses)
+    let response = FetchResponse::default().with_responses(responses);
+    if records.iter().all(Option::is_none) {
+        records.clear();
+    }
+    (response, records)
 }
 
 fn find<'a>(ctx: &'a Context, asked: &FetchTopic) -> Result<&'a Topic, KafkaError> {
@@ -223,11 +259,11 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
             // The client turns to that replica at once: it needs no records from here.
             Ok(target) if target.nearer.is_some() => {
                 let ends = ctx.broker.data.offsets_of(target.topic, target.index);
-                ends.map(|(start, end)| Fetched {
-                    records: Bytes::new(),
-                    high_watermark: end,
-                    log_start_offset: start,
-                    last_stable_offset: end,
+                ends.map(|(start, end)| Read {
+                    records: None,
+                    start,
+                    end,
+                    stable: end,
                 })
                 .map_err(|error| of_data(&error))
             }
@@ -237,16 +273,20 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
                 } else {
                     target.max_bytes.min(left)
                 };
-                one(ctx, target, room, isolation).map(|mut fetched| {
-                    if pass.bytes > 0 && fetched.records.len() > left {
-                        fetched.records = Bytes::new();
+                one(ctx, target, room, isolation).map(|fetched| {
+                    let is_over = pass.bytes > 0 && fetched.records.len() > left;
+                    let is_empty = fetched.records.is_empty();
+                    Read {
+                        records: (!is_over && !is_empty).then_some(fetched.records),
+                        start: fetched.log_start_offset,
+                        end: fetched.high_watermark,
+                        stable: fetched.last_stable_offset,
                     }
-                    fetched
                 })
             }
         };
         match &result {
-            Ok(fetched) => pass.bytes += fetched.records.len(),
+            Ok(read) => pass.bytes += read.bytes(),
             Err(_) => pass.failed = true,
         }
         pass.results.push(result);
@@ -269,33 +309,43 @@ fn one(
         .map_err(|error| of_data(&error))
 }
 
+/// The answer for a partition, and its records apart.
 fn answer(
     ctx: &Context,
     wanted: &Wanted,
-    result: Result<Fetched, KafkaError>,
+    result: Result<Read, KafkaError>,
     isolation: Isolation,
-) -> PartitionData {
+) -> (PartitionData, Option<Records>) {
     let nearer = match &wanted.target {
         Ok(target) => target.nearer,
         Err(_) => None,
     };
     let data = PartitionData::default()
         .with_partition_index(wanted.partition)
-        .with_preferred_read_replica(BrokerId(nearer.unwrap_or(-1)));
+        .with_preferred_read_replica(BrokerId(nearer.unwrap_or(-1)))
+        .with_records(Some(Bytes::new()));
     match result {
-        Ok(fetched) => data
-            .with_high_watermark(fetched.high_watermark.0)
-            .with_last_stable_offset(fetched.last_stable_offset.0)
-            .with_log_start_offset(fetched.log_start_offset.0)
-            .with_aborted_transactions((isolation == Isolation::ReadCommitted).then(Vec::new))
-            .with_records(Some(fetched.records)),
-        Err(error) => data
-            .with_error_code(ctx.code(error))
-            .with_high_watermark(-1)
-            .with_last_stable_offset(-1)
-            .with_log_start_offset(-1)
-            .with_aborted_transactions(None)
-            .with_records(Some(Bytes::new())),
+        Ok(read) => {
+            let data = data
+                .with_high_watermark(read.end.0)
+                .with_last_stable_offset(read.stable.0)
+                .with_log_start_offset(read.start.0)
+                .with_aborted_transactions((isolation == Isolation::ReadCommitted).then(Vec::new));
+            let records = read.records.map(|records| Records {
+                length: records.len(),
+                source: Box::new(records),
+            });
+            (data, records)
+        }
+        Err(error) => {
+            let data = data
+                .with_error_code(ctx.code(error))
+                .with_high_watermark(-1)
+                .with_last_stable_offset(-1)
+                .with_log_start_offset(-1)
+                .with_aborted_transactions(None);
+            (data, None)
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) use context::Context;
 
 use crate::{
     broker::Broker,
-    codec::{self, Request, versions},
+    codec::{self, Records, Request, versions},
     kafka_error::KafkaError,
     metrics::ByApi,
     net::Reply,
@@ -69,22 +69,33 @@ pub(crate) async fn serve(broker: Arc<Broker>, session: Arc<Session>, request: R
     charge_time(&ctx, busy);
 
     let mute = ctx.wait();
-    let Some(Answer { mut body, failed }) = outcome else {
+    let Some(Answer {
+        mut body,
+        failed,
+        records,
+    }) = outcome
+    else {
         return closing(format!("no handler for {api:?}"));
     };
     if no_answer {
         // Nobody waits for an answer, so a failure can only be told by closing the connection, as Kafka does.
         let close = failed.then(|| "a produce request with acks=0 failed".to_owned());
         return Reply {
-            bytes: None,
+            body: None,
             mute,
             close,
         };
     }
     set_throttle(&mut body, mute);
-    match codec::encode_response(api, version, correlation_id, &body) {
-        Ok(bytes) => Reply {
-            bytes: Some(bytes),
+    let encoded = match body {
+        ResponseKind::Fetch(response) if !records.is_empty() => {
+            codec::encode_fetch(version, correlation_id, response, records)
+        }
+        body => codec::encode_response(api, version, correlation_id, &body).map(Into::into),
+    };
+    match encoded {
+        Ok(body) => Reply {
+            body: Some(body),
             mute,
             close: None,
         },
@@ -107,6 +118,18 @@ struct Answer {
     body: ResponseKind,
     /// Something in a produce request was refused.
     failed: bool,
+    /// What a fetch found, of each partition that it answers; nothing when it found nothing.
+    records: Vec<Option<Records>>,
+}
+
+impl From<ResponseKind> for Answer {
+    fn from(body: ResponseKind) -> Self {
+        Self {
+            body,
+            failed: false,
+            records: Vec::new(),
+        }
+    }
 }
 
 /// Runs a future and says how long it kept a thread busy; waiting does not count.
@@ -168,11 +191,17 @@ async fn dispatch(ctx: &Context, body: RequestKind) -> Option<Answer> {
         Q::Produce(request) => {
             let produced = produce::handle(ctx, request).await;
             return Some(Answer {
-                body: A::Produce(produced.response),
                 failed: produced.failed,
+                ..A::Produce(produced.response).into()
             });
         }
-        Q::Fetch(request) => A::Fetch(fetch::handle(ctx, request).await),
+        Q::Fetch(request) => {
+            let (response, records) = fetch::handle(ctx, request).await;
+            return Some(Answer {
+                records,
+                ..A::Fetch(response).into()
+            });
+        }
         Q::ListOffsets(request) => A::ListOffsets(list_offsets::handle(ctx, request)),
         Q::Metadata(request) => A::Metadata(metadata::handle(ctx, &request)),
         Q::OffsetCommit(request) => A::OffsetCommit(offsets::commit(ctx, request).await),
@@ -230,10 +259,7 @@ async fn dispatch(ctx: &Context, body: RequestKind) -> Option<Answer> {
         }
         _ => return None,
     };
-    Some(Answer {
-        body,
-        failed: false,
-    })
+    Some(body.into())
 }
 
 /// Tells the client how long its connection is muted (KIP-219).

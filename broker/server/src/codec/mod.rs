@@ -3,6 +3,8 @@
 //! Decoding is the work of `kafka-protocol`; what is here keeps it safe for bytes from strangers: the versions are checked first,
 //! then the lengths ([`walk`]), and a panic of a decoder becomes an error of that one request.
 
+mod body;
+mod fetch;
 mod shapes;
 pub(crate) mod versions;
 mod walk;
@@ -15,6 +17,8 @@ use kafka_protocol::{
     protocol::{Decodable, Encodable},
 };
 
+pub(crate) use body::{Body, Part, Source};
+pub(crate) use fetch::{Records, encode_fetch};
 pub use walk::WalkError;
 
 /// Why a frame is not a request that the broker answers; the connection is closed and the message logged.
@@ -175,7 +179,7 @@ pub(crate) fn encode_response(
         version,
         message,
     };
-    let mut out = BytesMut::with_capacity(expected_size(body));
+    let mut out = BytesMut::with_capacity(256);
     out.put_i32(0);
     ResponseHeader::default()
         .with_correlation_id(correlation_id)
@@ -189,17 +193,6 @@ pub(crate) fn encode_response(
         *prefix = length.to_be_bytes();
     }
     Ok(out)
-}
-
-/// Room to reserve, so that a fetch of megabytes is not copied over and over while the buffer grows.
-fn expected_size(body: &ResponseKind) -> usize {
-    let ResponseKind::Fetch(fetch) = body else {
-        return 256;
-    };
-    let partitions = fetch.responses.iter().flat_map(|topic| &topic.partitions);
-    1024 + partitions
-        .map(|partition| 128 + partition.records.as_ref().map_or(0, Bytes::len))
-        .sum::<usize>()
 }
 
 #[cfg(test)]

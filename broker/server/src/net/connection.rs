@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     api::api_versions,
-    codec::{self, CodecError, Frame, Request},
+    codec::{self, Body, CodecError, Frame, Part, Request},
     metrics::{ByListener, ByMechanism},
     sasl,
     session::{Registered, Session},
@@ -48,6 +48,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Produce requests that run side by side on one connection.
 const MAX_PIPELINED: usize = 32;
 const WRITE_CHUNK: usize = 256 * 1024;
+/// Parts of an answer that are shorter are written together with what follows.
+const JOINED: usize = 4 * 1024;
 const ILLEGAL_SASL_STATE: i16 = 34;
 
 /// Where a connection comes from and what its TLS handshake proved.
@@ -253,7 +255,7 @@ impl<A: Application> Connection<A> {
 
     fn reply_now(&mut self, bytes: BytesMut) {
         self.reply_with(Reply {
-            bytes: Some(bytes),
+            body: Some(bytes.into()),
             ..Reply::default()
         });
     }
@@ -357,7 +359,7 @@ impl<A: Application> Connection<A> {
             &ResponseKind::SaslHandshake(response),
         )?;
         self.reply_with(Reply {
-            bytes: Some(bytes),
+            body: Some(bytes.into()),
             close: outcome.err(),
             ..Reply::default()
         });
@@ -379,7 +381,7 @@ impl<A: Application> Connection<A> {
     fn progress(&mut self, bytes: Option<BytesMut>, progress: Progress) {
         match progress {
             Progress::Continue => self.reply_with(Reply {
-                bytes,
+                body: bytes.map(Into::into),
                 ..Reply::default()
             }),
             Progress::Authenticated {
@@ -396,7 +398,7 @@ impl<A: Application> Connection<A> {
                         .inc();
                     debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), mechanism, "authenticated");
                     self.reply_with(Reply {
-                        bytes,
+                        body: bytes.map(Into::into),
                         ..Reply::default()
                     });
                 }
@@ -443,7 +445,7 @@ impl<A: Application> Connection<A> {
         self.in_flight.push_back(Box::pin(async move {
             sleep(FAILED_AUTHENTICATION_DELAY).await;
             Reply {
-                bytes,
+                body: bytes.map(Into::into),
                 mute: Duration::ZERO,
                 close: Some("authentication failed".to_owned()),
             }
@@ -456,21 +458,8 @@ impl<A: Application> Connection<A> {
         stream: &mut S,
         reply: Reply,
     ) -> Result<(), ()> {
-        if let Some(bytes) = reply.bytes {
-            for chunk in bytes.chunks(WRITE_CHUNK) {
-                match timeout(STALL_TIMEOUT, stream.write_all(chunk)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Err(()),
-                    Err(_) => {
-                        info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing: the client does not read its answers");
-                        return Err(());
-                    }
-                }
-            }
-            timeout(STALL_TIMEOUT, stream.flush())
-                .await
-                .map_err(drop)?
-                .map_err(drop)?;
+        if let Some(body) = reply.body {
+            self.send(stream, body).await?;
         }
         self.touch();
         if !reply.mute.is_zero() {
@@ -483,6 +472,65 @@ impl<A: Application> Connection<A> {
                 Err(())
             }
         }
+    }
+
+    /// Writes an answer part by part; what is not there yet is made just before it is written.
+    async fn send<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, body: Body) -> Result<(), ()> {
+        let mut chunk = Vec::new();
+        for part in body.into_parts() {
+            match part {
+                Part::Ready(bytes) if chunk.is_empty() && bytes.len() >= JOINED => {
+                    self.write(stream, &bytes).await?;
+                }
+                Part::Ready(bytes) => chunk.extend_from_slice(&bytes),
+                Part::Later(length, mut source) => {
+                    let mut left = length;
+                    loop {
+                        let before = chunk.len();
+                        let more = source.next(&mut chunk);
+                        left = left.saturating_sub(chunk.len().saturating_sub(before));
+                        match more {
+                            Ok(true) => {}
+                            Ok(false) if left == 0 => break,
+                            Ok(false) => return Err(self.log_broken("it ended too early")),
+                            Err(reason) => return Err(self.log_broken(&reason)),
+                        }
+                        if chunk.len() >= WRITE_CHUNK {
+                            self.write(stream, &chunk).await?;
+                            chunk.clear();
+                        }
+                    }
+                }
+            }
+        }
+        self.write(stream, &chunk).await?;
+        timeout(STALL_TIMEOUT, stream.flush())
+            .await
+            .map_err(drop)?
+            .map_err(drop)
+    }
+
+    async fn write<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        bytes: &[u8],
+    ) -> Result<(), ()> {
+        for chunk in bytes.chunks(WRITE_CHUNK) {
+            match timeout(STALL_TIMEOUT, stream.write_all(chunk)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(()),
+                Err(_) => {
+                    info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing: the client does not read its answers");
+                    return Err(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The client has a part of an answer, of which the rest cannot be made.
+    fn log_broken(&self, reason: &str) {
+        warn!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), reason, "closing the connection inside an answer");
     }
 
     fn log_close(&self, close: &Close) {

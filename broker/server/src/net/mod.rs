@@ -10,12 +10,11 @@ mod sasl_phase;
 
 use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
 use palisade_peer::Peers;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    codec::Request,
+    codec::{Body, Request},
     metrics::Metrics,
     sasl::{Authenticator, Credentials},
     session::{Session, Sessions},
@@ -42,7 +41,7 @@ pub(crate) trait Application: Credentials + Send + Sync + 'static {
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
     /// The encoded answer; `None` for a produce with acks=0.
-    pub(crate) bytes: Option<BytesMut>,
+    pub(crate) body: Option<Body>,
     /// Read nothing from the connection for so long (KIP-219).
     pub(crate) mute: Duration,
     /// Close the connection after the answer, and why.

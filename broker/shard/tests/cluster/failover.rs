@@ -169,9 +169,7 @@ async fn a_handover_that_is_not_taken_ends_and_the_shard_goes_on() {
     cluster.agreed().await;
     let term = cluster.replicas[leader].shard().status().term;
     // Cut off, so that it neither hears that it is to lead nor is elected by itself when this machine stalls.
-    cluster
-        .net
-        .isolate(cluster.replicas[to].id, cluster.ids());
+    cluster.net.isolate(cluster.replicas[to].id, cluster.ids());
     let moved = cluster.replicas[leader]
         .shard()
         .transfer_leadership(cluster.replicas[to].id)

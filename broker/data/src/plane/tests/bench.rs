@@ -270,14 +270,32 @@ pub(super) async fn produce(
         .await
 }
 
-pub(super) fn fetch(plane: &DataPlane, topic: TopicId, offset: i64) -> Result<Fetched, DataError> {
-    plane.fetch(
-        topic,
-        P0,
-        Offset(offset),
-        1 << 20,
-        Isolation::ReadUncommitted,
-    )
+/// What a fetch found, opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) records: Vec<u8>,
+    pub(super) high_watermark: Offset,
+    pub(super) log_start_offset: Offset,
+    pub(super) last_stable_offset: Offset,
+}
+
+impl Opened {
+    pub(super) fn of(fetched: Fetched) -> Result<Self, DataError> {
+        let length = fetched.records.len();
+        let records = fetched.records.open_all()?;
+        assert_eq!(records.len(), length, "as announced");
+        Ok(Self {
+            records,
+            high_watermark: fetched.high_watermark,
+            log_start_offset: fetched.log_start_offset,
+            last_stable_offset: fetched.last_stable_offset,
+        })
+    }
+}
+
+pub(super) fn fetch(plane: &DataPlane, topic: TopicId, offset: i64) -> Result<Opened, DataError> {
+    let isolation = Isolation::ReadUncommitted;
+    Opened::of(plane.fetch(topic, P0, Offset(offset), 1 << 20, isolation)?)
 }
 
 /// Reads a partition from its start and returns the values in order; offsets must have no gaps.

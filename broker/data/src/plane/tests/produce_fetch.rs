@@ -4,7 +4,7 @@ use bytes::Bytes;
 use palisade_log::{LeaderEpoch, Offset, PartitionIndex, TopicId};
 use tokio::time::Instant;
 
-use super::bench::{Bench, P0, batch, fetch, produce, read_values};
+use super::bench::{Bench, Opened, P0, batch, fetch, produce, read_values};
 use crate::{
     Acks, DataError, Isolation, ListQuery,
     records::{
@@ -62,6 +62,7 @@ async fn what_is_produced_is_fetched() {
     // The batch that holds the offset comes whole, and one comes whatever the limit.
     let inside = plane
         .fetch(topic, P0, Offset(4), 1, Isolation::ReadCommitted)
+        .and_then(Opened::of)
         .unwrap();
     assert_eq!(BatchHeader::parse(&inside.records).unwrap().base_offset, 3);
     assert!(fetch(&plane, topic, 5).unwrap().records.is_empty());

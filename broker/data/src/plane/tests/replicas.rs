@@ -7,7 +7,7 @@ use palisade_log::{Offset, TopicId};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    bench::{P0, batch, eventually, fetch, produce, read_values},
+    bench::{Opened, P0, batch, eventually, fetch, produce, read_values},
     cluster::{Cluster, SHARD},
 };
 use crate::{Access, Acks, DataError, Isolation, records::builder::TestBatch};
@@ -51,6 +51,7 @@ async fn what_the_leader_takes_is_read_everywhere() {
         cluster
             .plane(at)
             .fetch_replica(topic, P0, Offset(offset), 1 << 20, isolation)
+            .and_then(Opened::of)
     };
     let wanted = fetch(&cluster.plane(leader), topic, 0).unwrap();
     for at in 0..3 {
