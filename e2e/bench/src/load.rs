@@ -111,11 +111,10 @@ impl Throughput {
     }
 }
 
-fn producer(access: &Access, stream: &Stream, linger_ms: &str) -> Result<Producer> {
+fn producer(access: &Access, stream: &Stream) -> Result<Producer> {
     let mut settings = access.settings();
     for (key, value) in [
         ("acks", "all"),
-        ("linger.ms", linger_ms),
         // Deep enough that brokers never wait, small enough to be flat in memory.
         ("queue.buffering.max.messages", "200000"),
         ("queue.buffering.max.kbytes", "131072"),
@@ -131,7 +130,7 @@ fn producer(access: &Access, stream: &Stream, linger_ms: &str) -> Result<Produce
 
 /// Sends as fast as the brokers acknowledge, with librdkafka's default batching.
 pub fn produce(target: &Target, stream: &Stream, timing: Timing) -> Result<Throughput> {
-    let producer = producer(&target.access, stream, "5")?;
+    let producer = producer(&target.access, stream)?;
     let start = Instant::now();
     let (mut sent, mut acknowledged, mut failed) = (0, 0_u64, 0_u64);
     let mut meter: Option<(CpuMeter, u64)> = None;
@@ -187,7 +186,7 @@ fn send_burst(producer: &Producer, stream: &Stream, sent: &mut u64, limit: u64) 
 
 /// Sends so many records and waits until all are acknowledged.
 pub fn fill(target: &Target, stream: &Stream, records: u64) -> Result<()> {
-    let producer = producer(&target.access, stream, "5")?;
+    let producer = producer(&target.access, stream)?;
     let (mut sent, mut acknowledged, mut failed) = (0, 0_u64, 0_u64);
     let mut progress = Instant::now();
     while acknowledged < records {
@@ -282,14 +281,14 @@ impl Schedule {
     }
 }
 
-/// Sends at a rate without lingering; latency is from the moment a record is due until its acknowledgement is seen.
+/// Sends at a rate, with librdkafka's default batching (`linger.ms=5`); latency is from the moment a record is due until its acknowledgement is seen.
 pub fn produce_paced(
     target: &Target,
     stream: &Stream,
     per_second: u32,
     timing: Timing,
 ) -> Result<Paced> {
-    let producer = producer(&target.access, stream, "0")?;
+    let producer = producer(&target.access, stream)?;
     let schedule = Schedule::new(Instant::now(), per_second);
     let finished = AtomicBool::new(false);
     let first = (timing.warm.as_secs_f64() * f64::from(per_second)) as u64;
@@ -363,7 +362,7 @@ pub fn end_to_end(
         choice: Choice::InTurn(partitions),
         size,
     };
-    let producer = producer(&target.access, &stream, "0")?;
+    let producer = producer(&target.access, &stream)?;
     let mut settings = target.access.settings();
     for (key, value) in [("group.id", "bench"), ("enable.auto.commit", "false")] {
         settings.push((key.to_owned(), value.to_owned()));
