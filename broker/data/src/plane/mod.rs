@@ -10,6 +10,7 @@ mod members;
 mod produce;
 mod queries;
 mod wait;
+mod wrapping;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,8 @@ use crate::{
     types::DataError,
 };
 use handle::ShardHandle;
+
+pub use wrapping::KekCensus;
 
 /// How the data plane is set up.
 #[derive(Clone)]
