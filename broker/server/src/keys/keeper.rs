@@ -79,6 +79,8 @@ impl Keeper {
             seen.keys.current = current.into();
             seen.keys.settled = false;
         }
+        // What is loaded is known without a look, and somebody may be waiting for it.
+        seen.keys.loaded = self.provider.ids().into_iter().map(Into::into).collect();
         seen
     }
 
