@@ -309,7 +309,7 @@ fn a_deleted_topic_is_shredded() -> Result<()> {
     // So that there is a checkpoint with both keys.
     broker.stop()?;
     broker.launch()?;
-    let checkpoint = broker.data_dir().join("metadata/checkpoint");
+    let checkpoint = broker.data_dir().join("data/metadata/checkpoint");
     let before = fs::read(&checkpoint)?;
     assert_eq!(broker.status()?.shredded_topics, 0);
     java.tool(tool::TOPICS, &admin, &["--delete", "--topic", "doomed"])?
