@@ -146,6 +146,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     let victim = load.leader()?;
     let alone = Kcat::new(&cluster.admin_of(victim)?)?.beside(&lan, victim);
     lan.part(victim)?;
+    say(format_args!("broker {victim} is cut off from the others"));
     let cut = Instant::now();
     let lines: String = (0..100).map(|number| format!("{number}\n")).collect();
     let arguments = ["-vv", "-X", "message.timeout.ms=4000"];
@@ -170,6 +171,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     // Nobody reaches it any more.
     let victim = load.leader()?;
     lan.plug(victim, false)?;
+    say(format_args!("broker {victim} is cut off from everybody"));
     load.goes_on(3000)?;
     lan.plug(victim, true)?;
     load.rdkafka.hears_from(victim)?;
@@ -179,6 +181,9 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     for other in (0..3).filter(|other| *other != victim) {
         lan.drop_packets(victim, other)?;
     }
+    say(format_args!(
+        "broker {victim} hears the others and is not heard"
+    ));
     load.goes_on(3000)?;
     lan.heal()?;
     load.rdkafka.hears_from(victim)?;
@@ -187,6 +192,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     let victim = load.leader()?;
     lan.drop_packets(victim, (victim + 1) % 3)?;
     lan.drop_packets((victim + 1) % 3, victim)?;
+    say(format_args!("broker {victim} is cut off from one follower"));
     let since = now();
     load.goes_on(3000)?;
     ensure!(load.rdkafka.told_by(victim, since) > 0, "it leads no more");
@@ -229,14 +235,16 @@ fn a_full_disk_of_one_broker_stops_only_what_it_leads() -> Result<()> {
         ensure!(full, "{problems:?}");
         Ok(())
     })?;
-    load.goes_on(3000)?;
+    say("the disk of broker 0 is full");
+    load.goes_on(2000)?;
     std::thread::sleep(UNDER_WAY);
     let since = now();
-    load.goes_on(3000)?;
+    load.goes_on(2000)?;
     let told = load.rdkafka.told_by(0, since);
     ensure!(told == 0, "{told} records were acknowledged on a full disk");
 
     std::fs::remove_file(&filler)?;
+    say("the disk of broker 0 has space again");
     load.rdkafka.hears_from(0)?;
     load.goes_on(1000)?;
     load.finish(&mut cluster, 1)
@@ -258,6 +266,7 @@ fn a_failed_sync_ends_the_broker_and_loses_nothing() -> Result<()> {
         }
     };
     let status = cluster.wait(victim)?;
+    say(format_args!("broker {victim} has ended"));
     strace.wait(PATIENCE)?;
     let injected = strace.log();
     ensure!(injected.contains("(INJECTED)"), "{injected}");
@@ -281,12 +290,14 @@ fn killed_leaders_and_a_rolling_restart_cost_neither_client_a_record() -> Result
     for _ in 0..2 {
         let victim = load.leader()?;
         cluster.kill(victim);
+        say(format_args!("broker {victim} was killed"));
         load.goes_on(2000)?;
         cluster.launch(victim)?;
         load.goes_on(1000)?;
     }
     for broker in 0..3 {
         cluster.stop(broker)?;
+        say(format_args!("broker {broker} was stopped"));
         load.goes_on(1000)?;
         cluster.launch(broker)?;
         load.goes_on(1000)?;
