@@ -211,7 +211,8 @@ fn rotation_survives(world: &mut World) -> Result<()> {
     let mut interrupted = Vec::new();
     wait_until(
         "the rotation has been interrupted",
-        Duration::from_secs(120),
+        // Each time the lease has to run out, and kubelets take their time to deliver a changed Secret.
+        Duration::from_secs(300),
         || {
             let phase = rotation.phase()?;
             let midway = ["DistributingTrust", "IssuingLeaves", "WithdrawingTrust"]
