@@ -51,6 +51,84 @@ pub struct BrokerStatus {
     /// It is being drained and hosts no replica of a data shard any more: it can be removed without a loss.
     #[serde(default)]
     pub drained: bool,
+    /// The key-encryption keys, and what on this broker needs them; `None` from a version that does not say.
+    #[serde(default)]
+    pub key_encryption: Option<KeyEncryption>,
+    /// Topics of which something on this broker is still sealed under an older version of their key, by name.
+    #[serde(default)]
+    pub key_rotations: Vec<KeyRotation>,
+    /// Topics that were deleted, but whose wrapped keys are still in the metadata checkpoint on this broker's volume.
+    #[serde(default)]
+    pub shredding_topics: u64,
+    /// Topics deleted since the start whose keys are neither in the metadata nor in a checkpoint of them here.
+    #[serde(default)]
+    pub shredded_topics: u64,
+}
+
+/// The key-encryption keys of one broker.
+///
+/// A key may be destroyed when another is current and no broker lists it under `needed`, with all of them `settled`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyEncryption {
+    /// Id of the key that new data is wrapped under.
+    pub current: String,
+    /// Ids of all keys that the broker has loaded, sorted.
+    pub loaded: Vec<String>,
+    /// Everything on this broker is known to be wrapped under `current`.
+    pub settled: bool,
+    /// Every key that something on this broker is wrapped under, by id; `current` among them.
+    pub needed: Vec<KekNeeds>,
+    /// Segment files whose header was not read since the start: they may need any key.
+    pub unknown_segments: u64,
+}
+
+/// What is wrapped under one key-encryption key on one broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KekNeeds {
+    /// Id of the key.
+    pub kek: String,
+    /// Segment files.
+    pub segments: u64,
+    /// Bytes of those segment files.
+    pub segment_bytes: u64,
+    /// Manifests of data shards.
+    pub manifests: u64,
+    /// Files of the write-ahead log.
+    pub wal_files: u64,
+    /// 1 when it is needed for the metadata checkpoint: the file, or a topic's key in it.
+    pub checkpoints: u64,
+    /// Versions of topics' keys in the metadata. Each broker counts all of them.
+    pub keys: u64,
+}
+
+impl KekNeeds {
+    /// How many things need the key.
+    #[must_use]
+    pub const fn items(&self) -> u64 {
+        self.segments
+            .saturating_add(self.manifests)
+            .saturating_add(self.wal_files)
+            .saturating_add(self.checkpoints)
+            .saturating_add(self.keys)
+    }
+}
+
+/// How far the move of a topic's data to the newest version of its key has come on one broker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyRotation {
+    /// Name of the topic.
+    pub topic: String,
+    /// Newest version of its key.
+    pub newest: u32,
+    /// Oldest version that anything here is sealed under.
+    pub oldest: u32,
+    /// Segments with something under an older version than the newest.
+    pub segments_left: u64,
+    /// Bytes of those segments.
+    pub bytes_left: u64,
 }
 
 /// One replica on this broker. Replicas are named by their broker's id.
@@ -159,6 +237,10 @@ mod tests {
             under_replicated_partitions: 4,
             draining: true,
             drained: false,
+            key_encryption: Some(KeyEncryption {
+                current: "k2".to_owned(),
+                ..KeyEncryption::default()
+            }),
             ..BrokerStatus::default()
         };
         let mut value = serde_json::to_value(&status).unwrap();
@@ -183,6 +265,10 @@ mod tests {
             "underReplicatedPartitions",
             "draining",
             "drained",
+            "keyEncryption",
+            "keyRotations",
+            "shreddingTopics",
+            "shreddedTopics",
         ] {
             assert!(fields.remove(name).is_some(), "{name}");
         }

@@ -125,9 +125,19 @@ impl ImageCatalog {
         Arc::clone(&self.image.borrow())
     }
 
-    fn view(&self, image: &Image, topic: &Topic) -> Result<TopicView, SealError> {
+    /// The topic as it is now. A version of a key never becomes another key: wrapped anew, it is still the one that is `known`, and a broker that does not have
+    /// the new KEK yet goes on.
+    fn view(
+        &self,
+        image: &Image,
+        topic: &Topic,
+        known: Option<&KeyRing>,
+    ) -> Result<TopicView, SealError> {
         let keys = KeyRing::new();
         for (version, wrapped) in &topic.keys {
+            if known.is_some_and(|known| keys.take_over(*version, known)) {
+                continue;
+            }
             keys.insert(
                 *version,
                 self.provider.unwrap(wrapped, &dek_context(topic.id))?,
@@ -152,14 +162,17 @@ impl Catalog for ImageCatalog {
             self.cache.write().remove(&id);
             return Ok(None);
         };
-        if let Some(cached) = self.cache.read().get(&id)
-            && Arc::ptr_eq(&cached.topic, topic)
-            && Arc::ptr_eq(&cached.defaults, &image.broker_configs)
-        {
-            return Ok(Some(Arc::clone(&cached.view)));
+        let mut known = None;
+        if let Some(cached) = self.cache.read().get(&id) {
+            if Arc::ptr_eq(&cached.topic, topic)
+                && Arc::ptr_eq(&cached.defaults, &image.broker_configs)
+            {
+                return Ok(Some(Arc::clone(&cached.view)));
+            }
+            known = Some(Arc::clone(&cached.view.keys));
         }
         // Not under the lock: the key provider may take its time.
-        let view = Arc::new(self.view(&image, topic)?);
+        let view = Arc::new(self.view(&image, topic, known.as_deref())?);
         let cached = Cached {
             topic: Arc::clone(topic),
             defaults: Arc::clone(&image.broker_configs),

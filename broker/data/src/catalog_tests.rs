@@ -174,3 +174,42 @@ fn a_key_that_was_wrapped_for_another_topic_is_refused() {
     let error = cluster.catalog.topic(id).unwrap_err();
     assert!(error.is_corruption(), "{error}");
 }
+
+#[test]
+fn keys_that_are_wrapped_anew_need_no_kek_that_is_not_here_yet() {
+    let mut cluster = Cluster::new();
+    let (id, key) = (TopicId::random(), SecretKey::generate().unwrap());
+    cluster.create("t", &key, &dek_context(id), id);
+    let view = cluster.catalog.topic(id).unwrap().unwrap();
+    let aad = batch_aad(
+        id,
+        PartitionIndex(0),
+        Offset(0),
+        palisade_log::LeaderEpoch(1),
+    );
+    let sealed = view
+        .keys
+        .sealer()
+        .unwrap()
+        .unwrap()
+        .seal(&aad, b"x")
+        .unwrap();
+    // Another broker has the new KEK already, and leads the metadata.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = DirectoryProvider::create(elsewhere.path()).unwrap();
+    let rewrapped = |version, key| MetadataCommand::SetTopicKey {
+        id,
+        version: DekVersion(version),
+        key: elsewhere.wrap(key, &dek_context(id)).unwrap(),
+    };
+    cluster.apply(rewrapped(1, &key));
+    let view = cluster.catalog.topic(id).unwrap().unwrap();
+    assert_eq!(view.keys.open(&aad, &sealed).unwrap(), b"x");
+    assert_eq!(view.keys.latest(), Some(DekVersion(1)));
+    // A key that is new is not known, and nobody guesses.
+    cluster.apply(rewrapped(2, &SecretKey::generate().unwrap()));
+    assert!(matches!(
+        cluster.catalog.topic(id),
+        Err(SealError::UnknownKek { .. })
+    ));
+}

@@ -30,8 +30,8 @@ mod types;
 
 pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
 pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
-pub use plane::{DataOptions, DataPlane, SealedRecords, SyncFailureHook};
-pub use sealing::dek_context;
+pub use plane::{DataOptions, DataPlane, KekCensus, SealedRecords, SyncFailureHook};
+pub use sealing::{dek_context, system_key_context};
 pub use types::{
     Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,
     ProducerInfo, Quarantined,

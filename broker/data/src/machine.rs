@@ -57,18 +57,18 @@ impl DataMachine {
             .list(&dir)
             .map_err(LogError::io("list", &dir))
             .map_err(DataError::Log)?;
-        let manifest = match manifest::load(fs.as_ref(), &setup.keys, &dir, id)
+        let (manifest, kek) = match manifest::load(fs.as_ref(), &setup.keys, &dir, id)
             .map_err(DataError::Log)?
         {
-            Some(manifest) => manifest,
+            Some(found) => found,
             None if names.iter().all(|name| manifest::is_manifest(name)) => {
                 let empty = Manifest {
                     offsets: encode_offsets(&OffsetStore::new())?,
                     ..Manifest::default()
                 };
-                manifest::store(fs.as_ref(), &setup.keys, &dir, id, &empty)
+                let kek = manifest::store(fs.as_ref(), &setup.keys, &dir, id, &empty)
                     .map_err(DataError::Log)?;
-                empty
+                (empty, kek)
             }
             // Without it nobody can say what of the segments is whole: starting would remove them all.
             None => {
@@ -80,7 +80,7 @@ impl DataMachine {
         };
         let offsets = OffsetStore::decode(&manifest.offsets)
             .map_err(|error| DataError::Corrupt(error.to_string()))?;
-        let data = Arc::new(ShardData::new(setup, offsets));
+        let data = Arc::new(ShardData::new(setup, offsets, kek));
         let mut known = Vec::with_capacity(manifest.partitions.len());
         for partition in manifest.partitions {
             known.push(dir_name(partition.key, partition.dir));

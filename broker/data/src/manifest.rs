@@ -14,7 +14,7 @@ use palisade_log::{
     fs::FileSystem,
     segment::PartitionState,
 };
-use palisade_seal::{FileKeys, FileKind};
+use palisade_seal::{FileKeys, FileKind, KekId};
 use serde::{Deserialize, Serialize};
 
 use crate::{command::Key, epochs::Epochs, producers::Producers};
@@ -53,18 +53,19 @@ pub(crate) struct PartitionManifest {
     pub(crate) epochs: Epochs,
 }
 
-/// Replaces the manifest in `dir`; durable when this returns.
+/// Replaces the manifest in `dir`; durable when this returns. Returns the KEK that it is under.
 pub(crate) fn store(
     fs: &dyn FileSystem,
     keys: &FileKeys,
     dir: &Path,
     shard: ShardId,
     manifest: &Manifest,
-) -> Result<(), LogError> {
+) -> Result<KekId, LogError> {
     let (path, new) = (dir.join(NAME), dir.join(NEW_NAME));
     let (key, mut bytes) = keys
         .create(KIND, &shard.0.to_be_bytes())
         .map_err(LogError::header(&path))?;
+    let kek = FileKeys::kek_of(KIND, &bytes).map_err(LogError::header(&path))?;
     let meta = postcard::to_extend(manifest, vec![FORMAT])
         .map_err(|error| LogError::Invalid(format!("cannot encode a manifest: {error}")))?;
     let position = bytes.len() as u64;
@@ -83,16 +84,17 @@ pub(crate) fn store(
     file.sync_data().map_err(LogError::io("sync", &new))?;
     fs.rename(&new, &path)
         .map_err(LogError::io("rename", &new))?;
-    fs.sync_dir(dir).map_err(LogError::io("sync", dir))
+    fs.sync_dir(dir).map_err(LogError::io("sync", dir))?;
+    Ok(kek)
 }
 
-/// Reads the manifest of `dir`; `None` when there is none.
+/// Reads the manifest of `dir`, and the KEK that it is under; `None` when there is none.
 pub(crate) fn load(
     fs: &dyn FileSystem,
     keys: &FileKeys,
     dir: &Path,
     shard: ShardId,
-) -> Result<Option<Manifest>, LogError> {
+) -> Result<Option<(Manifest, KekId)>, LogError> {
     let path = dir.join(NAME);
     let file = match fs.open(&path) {
         Ok(file) => file,
@@ -117,13 +119,14 @@ pub(crate) fn load(
     let (key, at) = keys
         .open(KIND, &shard.0.to_be_bytes(), &bytes)
         .map_err(LogError::header(&path))?;
+    let kek = FileKeys::kek_of(KIND, &bytes).map_err(LogError::header(&path))?;
     let frame_bytes = bytes.get(at..).unwrap_or_default();
     let meta = FrameHead::parse(&key, at as u64, frame_bytes, LIMITS)
         .and_then(|head| frame::open(&key, &head, frame_bytes))
         .map_err(|error: FrameError| corrupt(at as u64, error.to_string()))?;
     match meta.split_first() {
         Some((&FORMAT, body)) => postcard::from_bytes(body)
-            .map(Some)
+            .map(|manifest| Some((manifest, kek)))
             .map_err(|error| corrupt(at as u64, error.to_string())),
         Some((format, _)) => Err(corrupt(
             at as u64,

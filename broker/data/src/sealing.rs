@@ -26,3 +26,9 @@ pub(crate) fn batch_aad(
 pub fn dek_context(topic: TopicId) -> Vec<u8> {
     [DEK_CONTEXT, topic.0.as_bytes()].concat()
 }
+
+/// The context under which the cluster's system keys are wrapped.
+#[must_use]
+pub const fn system_key_context() -> &'static [u8] {
+    b"palisade system dek v1"
+}

@@ -16,8 +16,8 @@ use palisade_log::{
     fs::FileSystem,
     segment::{PartitionLog, PartitionPlace, Rolling},
 };
-use palisade_seal::FileKeys;
-use parking_lot::RwLock;
+use palisade_seal::{FileKeys, KekId};
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
 use crate::{
@@ -47,6 +47,8 @@ pub(crate) struct ShardData {
     /// Number of the next directory of a partition: none is used twice, so that a partition never meets the files of another.
     next_dir: AtomicU64,
     slots: RwLock<HashMap<Key, Arc<Slot>>>,
+    /// The KEK that the manifest on disk is under.
+    manifest_kek: Mutex<KekId>,
 }
 
 /// What a shard is opened with.
@@ -62,7 +64,7 @@ pub(crate) struct ShardSetup {
 }
 
 impl ShardData {
-    pub(crate) fn new(setup: ShardSetup, offsets: OffsetStore) -> Self {
+    pub(crate) fn new(setup: ShardSetup, offsets: OffsetStore, manifest_kek: KekId) -> Self {
         Self {
             id: setup.id,
             dir: setup.dir,
@@ -76,6 +78,7 @@ impl ShardData {
             default_segment_bytes: setup.segment_bytes,
             next_dir: AtomicU64::new(0),
             slots: RwLock::default(),
+            manifest_kek: Mutex::new(manifest_kek),
         }
     }
 
@@ -211,8 +214,15 @@ impl ShardData {
 
     /// Replaces the shard's manifest; durable when this returns.
     pub(crate) fn store(&self, manifest: &Manifest) -> Result<(), DataError> {
-        manifest::store(self.fs.as_ref(), &self.keys, &self.dir, self.id, manifest)
-            .map_err(DataError::Log)
+        let kek = manifest::store(self.fs.as_ref(), &self.keys, &self.dir, self.id, manifest)
+            .map_err(DataError::Log)?;
+        *self.manifest_kek.lock() = kek;
+        Ok(())
+    }
+
+    /// The KEK that the manifest on disk is under.
+    pub(crate) fn manifest_kek(&self) -> KekId {
+        self.manifest_kek.lock().clone()
     }
 
     /// Counts what a restart would replay.

@@ -41,10 +41,10 @@
 //!
 //! A reused file has a new key and frame marker, so what stood in it before can be neither read nor taken for new.
 
-use std::{io, path::PathBuf, sync::Arc, thread};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, thread};
 
 use bytes::Bytes;
-use palisade_seal::{FileKeys, FileKind};
+use palisade_seal::{FileKeys, FileKind, KekId};
 use parking_lot::Mutex;
 
 use crate::{
@@ -62,6 +62,8 @@ mod writer;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod kek_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
@@ -401,6 +403,20 @@ impl Wal {
     pub fn release(&self, shard: ShardId, through: u64) {
         self.queue.release(shard, through);
         self.wake();
+    }
+
+    /// Goes on in a new file, soon, when the present one is under another KEK than the current one. The files before leave as always: when everything in
+    /// them was released. Does nothing on a full disk; ask again.
+    pub fn renew(&self) {
+        self.queue.renew();
+        self.wake();
+    }
+
+    /// How many files that hold something needed are under which KEK. Files that wait to be used again count for none: they get a new header before anything
+    /// is read from them.
+    #[must_use]
+    pub fn keks(&self) -> BTreeMap<KekId, u64> {
+        self.queue.keks()
     }
 
     /// Gives up everything of `shard`, also its sticky records and how far it was released: afterwards it is as if there had never been any, so that a replica

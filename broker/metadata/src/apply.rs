@@ -102,6 +102,7 @@ impl Image {
             C::SetSystemKey { version, key } => self.set_system_key(version, key),
             C::SetTopicKey { id, version, key } => self.set_topic_key(id, version, key),
             C::DropTopicKey { id, version } => self.drop_topic_key(id, version),
+            C::AddTopicKey { id, version, key } => self.add_topic_key(id, version, key),
         }?;
         self.version += 1;
         Ok(response)

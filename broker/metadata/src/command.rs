@@ -18,7 +18,9 @@ use uuid::Uuid;
 
 use crate::MetadataError;
 
+/// What commands are written in that brokers of the first version know; and the one that adds [`MetadataCommand::AddTopicKey`].
 const FORMAT: u8 = 2;
+const FORMAT_WITH_ADD_KEY: u8 = 3;
 /// Longest command that is read: a bound for what a damaged entry can ask for, far above what requests carry.
 pub const MAX_COMMAND_BYTES: usize = 16 << 20;
 
@@ -147,7 +149,7 @@ pub enum MetadataCommand {
         /// The key.
         key: WrappedKey,
     },
-    /// Sets a version of a topic's key.
+    /// Sets a version of a topic's key; [`MetadataCommand::AddTopicKey`] is what makes a new one.
     SetTopicKey {
         /// The topic's id.
         id: TopicId,
@@ -162,6 +164,16 @@ pub enum MetadataCommand {
         id: TopicId,
         /// The version; never the newest.
         version: DekVersion,
+    },
+    /// Gives a topic a new key. Unlike [`MetadataCommand::SetTopicKey`] it never takes the place of a version that exists: of two that were proposed, the second
+    /// is refused, since something may be sealed under the first. Since format 3.
+    AddTopicKey {
+        /// The topic's id.
+        id: TopicId,
+        /// The version; higher than all others.
+        version: DekVersion,
+        /// The key.
+        key: WrappedKey,
     },
 }
 
@@ -296,7 +308,11 @@ impl MetadataCommand {
     /// # Errors
     /// [`MetadataError::Malformed`] when it cannot be serialised or is too large.
     pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
-        let bytes = postcard::to_extend(self, vec![FORMAT])
+        let format = match self {
+            Self::AddTopicKey { .. } => FORMAT_WITH_ADD_KEY,
+            _ => FORMAT,
+        };
+        let bytes = postcard::to_extend(self, vec![format])
             .map_err(|error| MetadataError::Malformed(error.to_string()))?;
         if bytes.len() > MAX_COMMAND_BYTES {
             return Err(MetadataError::Malformed(format!(
@@ -318,11 +334,13 @@ impl MetadataCommand {
         }
         match bytes.split_first() {
             None => Err(malformed("it is empty".to_owned())),
-            Some((&FORMAT, body)) => match postcard::take_from_bytes(body) {
-                Ok((command, [])) => Ok(command),
-                Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),
-                Err(error) => Err(malformed(error.to_string())),
-            },
+            Some((&(FORMAT | FORMAT_WITH_ADD_KEY), body)) => {
+                match postcard::take_from_bytes(body) {
+                    Ok((command, [])) => Ok(command),
+                    Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),
+                    Err(error) => Err(malformed(error.to_string())),
+                }
+            }
             Some((format, _)) => Err(MetadataError::Format(*format)),
         }
     }

@@ -14,6 +14,7 @@ mod command;
 pub mod config;
 mod error;
 mod image;
+mod keys;
 mod machine;
 pub mod placement;
 pub mod topic_name;
@@ -25,4 +26,5 @@ pub use command::{
 pub use config::{CleanupPolicy, TimestampType, TopicSettings};
 pub use error::MetadataError;
 pub use image::{Image, ScramUsers, Topic, Topics};
-pub use machine::{MetadataMachine, OpenError};
+pub use keys::KeyOf;
+pub use machine::{CheckpointReport, MetadataMachine, OpenError};

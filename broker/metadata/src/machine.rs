@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use palisade_seal::{
-    FileKeys, FileKind, HEADER_LIMIT, NONCE_LEN, SealError, create_private, write_atomically,
+    FileKeys, FileKind, HEADER_LIMIT, KekId, NONCE_LEN, SealError, create_private, write_atomically,
 };
 use palisade_shard::{CheckpointError, Command, Incoming, LogPosition, Snapshot, StateMachine};
 use tokio::sync::watch;
@@ -62,6 +63,17 @@ pub enum OpenError {
     },
 }
 
+/// What the checkpoint on disk needs, and what was destroyed in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointReport {
+    /// Every KEK that is needed for the file or for a key in it.
+    pub keks: BTreeSet<KekId>,
+    /// Topics that were deleted, but whose keys the file still holds: the next checkpoint is without them.
+    pub shredding: u64,
+    /// Topics that were deleted since the start and whose keys no checkpoint here holds any more.
+    pub shredded: u64,
+}
+
 /// The state machine of shard 0.
 #[derive(Debug)]
 pub struct MetadataMachine {
@@ -69,6 +81,9 @@ pub struct MetadataMachine {
     applied: Option<LogPosition>,
     /// What the file on disk covers.
     durable: Option<LogPosition>,
+    /// The KEK that the file on disk is under.
+    kek: Option<KekId>,
+    report: CheckpointReport,
     file: PathBuf,
     keys: Arc<FileKeys>,
     published: watch::Sender<Arc<Image>>,
@@ -88,18 +103,22 @@ impl MetadataMachine {
             file: file.clone(),
             source,
         })?;
-        let (applied, image) = match read(&file)? {
+        let mut report = CheckpointReport::default();
+        let (applied, image, kek) = match read(&file)? {
             Some(bytes) => {
-                let (position, image) = unseal(&file, &keys, &bytes)?;
-                (Some(position), image)
+                let (position, image, kek) = unseal(&file, &keys, &bytes)?;
+                report.keks = needed(&image, &kek);
+                (Some(position), image, Some(kek))
             }
-            None => (None, Image::new()),
+            None => (None, Image::new(), None),
         };
         let (published, receiver) = watch::channel(Arc::new(image.clone()));
         let machine = Self {
             image,
             applied,
             durable: applied,
+            kek,
+            report,
             file,
             keys,
             published,
@@ -113,23 +132,40 @@ impl MetadataMachine {
         &self.image
     }
 
-    /// Makes `image` durable as the state at `at`.
-    fn write(&self, at: LogPosition, image: &Image) -> Result<(), CheckpointError> {
+    /// What the checkpoint on disk needs, and what was destroyed in it.
+    #[must_use]
+    pub const fn report(&self) -> &CheckpointReport {
+        &self.report
+    }
+
+    /// Makes `image` durable as the state at `at`. Returns the KEK that the file is under.
+    fn write(&self, at: LogPosition, image: &Image) -> Result<KekId, CheckpointError> {
         let file = self.file.display();
-        let bytes = self
+        let (kek, bytes) = self
             .seal(at, image)
             .map_err(|reason| CheckpointError::Write(format!("`{file}`: {reason}")))?;
         write_atomically(&self.file, &bytes, MODE)
-            .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))
+            .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))?;
+        Ok(kek)
     }
 
-    fn seal(&self, at: LogPosition, image: &Image) -> Result<Vec<u8>, String> {
+    /// Takes note that the state at `at`, without the keys of `deleted` topics, is on disk.
+    fn written(&mut self, at: LogPosition, kek: KekId, deleted: u64) {
+        self.durable = Some(at);
+        self.report.keks = needed(&self.image, &kek);
+        self.report.shredding = 0;
+        self.report.shredded = self.report.shredded.saturating_add(deleted);
+        self.kek = Some(kek);
+    }
+
+    fn seal(&self, at: LogPosition, image: &Image) -> Result<(KekId, Vec<u8>), String> {
         let mut body = vec![FORMAT];
         body.extend_from_slice(&at.term.to_be_bytes());
         body.extend_from_slice(&at.index.to_be_bytes());
         body.extend(image.encode().map_err(|error| error.to_string())?);
         let sealed = |error: SealError| error.to_string();
         let (key, mut bytes) = self.keys.create(KIND, CONTEXT).map_err(sealed)?;
+        let kek = FileKeys::kek_of(KIND, &bytes).map_err(sealed)?;
         let (nonce, tag) = key
             .sealer()
             .and_then(|mut sealer| sealer.seal(CONTEXT, &mut body))
@@ -137,7 +173,7 @@ impl MetadataMachine {
         bytes.extend_from_slice(&nonce);
         bytes.append(&mut body);
         bytes.extend_from_slice(&tag);
-        Ok(bytes)
+        Ok((kek, bytes))
     }
 }
 
@@ -154,7 +190,10 @@ impl StateMachine for MetadataMachine {
             ))
         };
         match &outcome {
-            Ok(_) => {
+            Ok(response) => {
+                if matches!(response, MetadataResponse::TopicDeleted { .. }) {
+                    self.report.shredding = self.report.shredding.saturating_add(1);
+                }
                 self.published.send_replace(Arc::new(self.image.clone()));
             }
             Err(error @ (MetadataError::Malformed(_) | MetadataError::Format(_))) => {
@@ -177,9 +216,9 @@ impl StateMachine for MetadataMachine {
         let at = self.applied.ok_or_else(|| {
             CheckpointError::Write("nothing has been applied to the metadata yet".to_owned())
         })?;
-        if self.durable != Some(at) {
-            self.write(at, &self.image)?;
-            self.durable = Some(at);
+        if self.durable != Some(at) || self.kek.as_ref() != Some(&self.keys.current_kek()) {
+            let kek = self.write(at, &self.image)?;
+            self.written(at, kek, self.report.shredding);
         }
         Ok(at)
     }
@@ -203,11 +242,14 @@ impl StateMachine for MetadataMachine {
             .into_any()
             .downcast()
             .map_err(|_| unusable("it is not one of the metadata"))?;
-        self.write(at, &image)?;
+        let kek = self.write(at, &image)?;
+        let known = self.image.topics.iter();
+        let gone = known.filter(|topic| image.topics.get(topic.id).is_none());
+        let deleted = self.report.shredding.saturating_add(gone.count() as u64);
         self.published.send_replace(Arc::new(image.clone()));
         self.image = image;
         self.applied = Some(at);
-        self.durable = Some(at);
+        self.written(at, kek, deleted);
         Ok(())
     }
 }
@@ -260,7 +302,17 @@ fn read(file: &Path) -> Result<Option<Vec<u8>>, OpenError> {
     }
 }
 
-fn unseal(file: &Path, keys: &FileKeys, bytes: &[u8]) -> Result<(LogPosition, Image), OpenError> {
+/// The KEKs that are needed for a checkpoint of `image` under `kek`.
+fn needed(image: &Image, kek: &KekId) -> BTreeSet<KekId> {
+    let keys = image.count_keks().into_keys();
+    keys.chain([kek.clone()]).collect()
+}
+
+fn unseal(
+    file: &Path,
+    keys: &FileKeys,
+    bytes: &[u8],
+) -> Result<(LogPosition, Image, KekId), OpenError> {
     let seal = |source| OpenError::Seal {
         file: file.to_owned(),
         source,
@@ -271,6 +323,7 @@ fn unseal(file: &Path, keys: &FileKeys, bytes: &[u8]) -> Result<(LogPosition, Im
     };
     let header = bytes.get(..HEADER_LIMIT).unwrap_or(bytes);
     let (key, header_len) = keys.open(KIND, CONTEXT, header).map_err(seal)?;
+    let kek = FileKeys::kek_of(KIND, header).map_err(seal)?;
     let (nonce, sealed) = bytes
         .get(header_len..)
         .and_then(|rest| rest.split_first_chunk::<NONCE_LEN>())
@@ -288,7 +341,7 @@ fn unseal(file: &Path, keys: &FileKeys, bytes: &[u8]) -> Result<(LogPosition, Im
         index: u64::from_be_bytes(*index),
     };
     let image = Image::decode(image).map_err(|error| content(&error.to_string()))?;
-    Ok((position, image))
+    Ok((position, image, kek))
 }
 
 #[cfg(test)]

@@ -143,6 +143,17 @@ impl KeyRing {
         self.forget_subkeys(version);
     }
 
+    /// Takes a version over from another ring of the same data key; false when that does not have it.
+    pub fn take_over(&self, version: DekVersion, from: &Self) -> bool {
+        let versions = from.versions.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(key) = versions.get(&version).cloned() else {
+            return false;
+        };
+        drop(versions);
+        self.insert(version, key);
+        true
+    }
+
     /// Drops a version: what was sealed under it can no longer be opened.
     pub fn remove(&self, version: DekVersion) {
         self.versions

@@ -6,6 +6,7 @@
 //! api              one file per Kafka API: who may, what happens, which answer
 //! broker, groups   what handlers act on
 //! cluster          who leads what, where metadata changes go, which replicas are hosted
+//! keys             key-encryption keys and topics' keys that are replaced
 //! admin            health, metrics, status
 //! assembly, dev    starting, following files, stopping
 //! ```
@@ -20,6 +21,7 @@ mod dev;
 mod error;
 mod groups;
 mod kafka_error;
+mod keys;
 mod logging;
 mod metrics;
 mod net;

@@ -53,6 +53,13 @@ pub(crate) struct ByPermission {
     pub(crate) resource: &'static str,
 }
 
+/// `{kek="...",item="..."}`
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByKek {
+    pub(crate) kek: String,
+    pub(crate) item: &'static str,
+}
+
 /// `{quota="..."}`
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ByQuota {
@@ -87,6 +94,14 @@ pub(crate) struct Metrics {
     pub(crate) wal_sync_microseconds: Counter,
     pub(crate) wal_files: Gauge,
     pub(crate) config_reload_failures: Counter,
+    pub(crate) kek_items: Family<ByKek, Gauge>,
+    pub(crate) kek_settled: Gauge,
+    pub(crate) key_rotation_segments_left: Gauge,
+    pub(crate) key_rotation_bytes_left: Gauge,
+    pub(crate) cleaner_bytes: Counter,
+    pub(crate) cleaner_failing: Gauge,
+    pub(crate) topics_shredding: Gauge,
+    pub(crate) topics_shredded: Counter,
 }
 
 fn seconds() -> Histogram {
@@ -121,8 +136,17 @@ impl Metrics {
             wal_sync_microseconds: Counter::default(),
             wal_files: Gauge::default(),
             config_reload_failures: Counter::default(),
+            kek_items: Family::default(),
+            kek_settled: Gauge::default(),
+            key_rotation_segments_left: Gauge::default(),
+            key_rotation_bytes_left: Gauge::default(),
+            cleaner_bytes: Counter::default(),
+            cleaner_failing: Gauge::default(),
+            topics_shredding: Gauge::default(),
+            topics_shredded: Counter::default(),
         };
         metrics.register();
+        metrics.register_keys();
         metrics
     }
 
@@ -244,6 +268,51 @@ impl Metrics {
             "config_reload_failures",
             "Changed configuration files that were refused",
             self.config_reload_failures.clone(),
+        );
+    }
+
+    fn register_keys(&self) {
+        let mut registry = self.registry.lock();
+        let r = &mut *registry;
+        r.register(
+            "kek_items",
+            "Things on this broker that are wrapped under a key-encryption key",
+            self.kek_items.clone(),
+        );
+        r.register(
+            "kek_settled",
+            "1 when everything on this broker is known to be wrapped under the current key-encryption key",
+            self.kek_settled.clone(),
+        );
+        r.register(
+            "key_rotation_segments_left",
+            "Segments that are sealed under an older version of their topic's key",
+            self.key_rotation_segments_left.clone(),
+        );
+        r.register(
+            "key_rotation_bytes_left",
+            "Bytes of segments that are sealed under an older version of their topic's key",
+            self.key_rotation_bytes_left.clone(),
+        );
+        r.register(
+            "cleaner_bytes",
+            "Bytes that the cleaner has written in place of others: compacted, or sealed anew",
+            self.cleaner_bytes.clone(),
+        );
+        r.register(
+            "cleaner_failing",
+            "Partitions that the cleaner could not clean when it tried last",
+            self.cleaner_failing.clone(),
+        );
+        r.register(
+            "topics_shredding",
+            "Deleted topics whose wrapped keys are still in the metadata checkpoint",
+            self.topics_shredding.clone(),
+        );
+        r.register(
+            "topics_shredded",
+            "Topics deleted since the start whose keys no checkpoint here holds any more",
+            self.topics_shredded.clone(),
         );
     }
 

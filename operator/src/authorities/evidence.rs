@@ -164,6 +164,7 @@ mod tests {
             under_replicated_partitions: 0,
             draining: false,
             drained: false,
+            ..BrokerStatus::default()
         }
     }
 

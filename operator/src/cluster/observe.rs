@@ -144,6 +144,7 @@ pub(crate) mod tests {
                 under_replicated_partitions: 0,
                 draining: false,
                 drained: false,
+                ..BrokerStatus::default()
             }),
         }
     }

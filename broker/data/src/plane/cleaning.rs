@@ -113,27 +113,6 @@ impl DataPlane {
         topics.into_values().collect()
     }
 
-    /// Wraps everything that data shards have on disk under the current KEK, and returns how many segments, and bytes of them, are not under it yet; the old KEK
-    /// may go when all brokers return zeros, and have begun new files of their write-ahead logs and metadata since. Blocks.
-    ///
-    /// # Errors
-    /// The first failure, when all partitions were tried.
-    pub fn rewrap(&self) -> Result<(usize, u64), crate::DataError> {
-        let (mut left, mut outcome) = ((0usize, 0u64), Ok(()));
-        for data in self.cleaner_shards() {
-            for partition in data.slots().iter().filter_map(|slot| slot.partition()) {
-                match partition.log.rewrap() {
-                    Ok((segments, bytes)) => left = (left.0 + segments, left.1 + bytes),
-                    Err(_) if partition.log.is_removed() => {}
-                    Err(error) => outcome = outcome.and(Err(crate::DataError::Log(error))),
-                }
-            }
-            // The manifest is written anew by the next checkpoint, which there must be.
-            data.applied_bytes(1);
-        }
-        outcome.map(|()| left)
-    }
-
     /// Cleans every partition that needs it, the one with most to gain first. Blocks.
     pub(crate) fn clean(&self, options: &CleanerOptions, now_ms: i64, stopped: &dyn Fn() -> bool) {
         let mut candidates = self.candidates(now_ms);
@@ -211,7 +190,7 @@ impl DataPlane {
         found
     }
 
-    fn cleaner_shards(&self) -> Vec<Arc<ShardData>> {
+    pub(super) fn cleaner_shards(&self) -> Vec<Arc<ShardData>> {
         self.handles()
             .values()
             .map(|handle| Arc::clone(&handle.data))

@@ -10,6 +10,7 @@ mod members;
 mod produce;
 mod queries;
 mod wait;
+mod wrapping;
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use crate::{
 use handle::ShardHandle;
 
 pub use fetch::SealedRecords;
+pub use wrapping::KekCensus;
 
 /// How the data plane is set up.
 #[derive(Clone)]

@@ -1,9 +1,9 @@
 //! Rewriting closed segments: how a cleaner takes batches out, or seals them anew, without anybody who reads or appends noticing.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use palisade_seal::{DekVersion, KeyRing};
+use palisade_seal::{DekVersion, KekId, KeyRing};
 use parking_lot::MutexGuard;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,15 @@ impl Cleaned {
             tombstones: self.tombstones.max(other.tombstones),
         }
     }
+}
+
+/// Segment files under one KEK.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FilesUnder {
+    /// How many.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How a rewriting ended.
@@ -87,7 +96,7 @@ impl PartitionLog {
         for segment in segments.iter().chain(&retired) {
             let done = match segment.rewrap() {
                 _ if segment.is_removed() => true,
-                outcome => outcome?,
+                outcome => outcome.inspect_err(|error| self.found(segment, error))?,
             };
             if done {
                 continue;
@@ -99,6 +108,25 @@ impl PartitionLog {
             }
         }
         Ok(left)
+    }
+
+    /// Adds up which KEK the segment files are under, with those that are only kept until the next manifest. Returns how many nobody has looked at yet, which
+    /// [`PartitionLog::rewrap`] does. A file that no key opens is not counted.
+    pub fn count_keks(&self, under: &mut BTreeMap<KekId, FilesUnder>) -> u64 {
+        let inner = self.inner.read();
+        let mut unknown = 0u64;
+        for segment in inner.segments.iter().chain(&inner.retired) {
+            match segment.kek() {
+                Some(kek) => {
+                    let count = under.entry(kek).or_default();
+                    count.files = count.files.saturating_add(1);
+                    count.bytes = count.bytes.saturating_add(segment.length());
+                }
+                None if segment.damage().is_some() => {}
+                None => unknown = unknown.saturating_add(1),
+            }
+        }
+        unknown
     }
 
     /// Rewrites a segment as it is, under a header of its own.
@@ -298,6 +326,10 @@ impl Rewrite<'_> {
         };
         let log = self.log;
         if let Some((segment, _)) = &self.target {
+            // It was begun before the KEK changed, perhaps, and nobody has counted it.
+            if !segment.rewrap()? {
+                return Ok(Rewritten::Overtaken);
+            }
             let begun = first.state().begun_at;
             let sources = self.sources.iter();
             let appended = sources.map(|source| source.state().appended_at).max();

@@ -148,6 +148,7 @@ impl Segment {
             .keys
             .create(KIND, &around.context_of(base, generation))
             .map_err(LogError::header(&path))?;
+        let kek = FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?;
         let writer = FrameWriter::new(&key, LIMITS).map_err(LogError::header(&path))?;
         match fs.remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -184,7 +185,7 @@ impl Segment {
             used: AtomicBool::new(true),
             removed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            kek: Mutex::new(None),
+            kek: Mutex::new(Some(kek)),
         };
         Ok((segment, writer))
     }
@@ -232,7 +233,13 @@ impl Segment {
             .fs
             .rename(&from, &to)
             .map_err(LogError::io("rename", &from))?;
-        Self::reopen(around, &other.state())
+        let segment = Self::reopen(around, &other.state())?;
+        *segment.kek.lock() = other.kek();
+        // Whatever is in the way, it is left to whoever moves all the others.
+        if let Err(error) = segment.rewrap() {
+            tracing::debug!(%error, "a segment stays under the key-encryption key that it came with");
+        }
+        Ok(segment)
     }
 
     pub(super) fn state(&self) -> SegmentState {
@@ -456,10 +463,28 @@ impl Segment {
         true
     }
 
+    /// The KEK that the header was last seen under; `None` when nobody has read it yet.
+    pub(super) fn kek(&self) -> Option<KekId> {
+        self.kek.lock().clone()
+    }
+
     /// Wraps the file's root under the current KEK. False when the header would not have the place of the old one: the segment has to be rewritten then.
     ///
     /// The header lies within the first sector of the file, which a disk writes whole or not at all.
     pub(super) fn rewrap(&self) -> Result<bool, LogError> {
+        match self.rewrap_header() {
+            // What no key opens needs none.
+            Err(LogError::Corrupt { .. }) if self.damage().is_some() => Ok(true),
+            Err(LogError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && self.damage().is_some() =>
+            {
+                Ok(true)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn rewrap_header(&self) -> Result<bool, LogError> {
         let keys = &self.around.keys;
         let current = keys.current_kek();
         if self.kek.lock().as_ref() == Some(&current) {
@@ -487,6 +512,8 @@ impl Segment {
             .map_err(LogError::header(&path))?
         {
             if new.len() != length {
+                *self.kek.lock() =
+                    Some(FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?);
                 return Ok(false);
             }
             file.write_all_at(&new, 0)
@@ -679,6 +706,8 @@ impl Segment {
                 &header,
             )
             .map_err(LogError::header(&path))?;
+        let kek = FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?;
+        *self.kek.lock() = Some(kek);
         let handle = Arc::new(Handle {
             file,
             key,

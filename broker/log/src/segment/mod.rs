@@ -50,7 +50,7 @@ mod clean_tests;
 #[cfg(test)]
 mod tests;
 
-pub use clean::{Cleaned, Rewrite, Rewritten};
+pub use clean::{Cleaned, FilesUnder, Rewrite, Rewritten};
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
 pub use state::{Damage, PartitionState, QuarantinedSegment, Rolling, SegmentState};

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, mem};
 
+use palisade_seal::KekId;
 use parking_lot::{Condvar, Mutex};
 
 use super::{WalError, WalRecord, WalStats};
@@ -30,6 +31,8 @@ impl Group {
 pub(super) struct Work {
     pub(super) groups: Vec<Group>,
     pub(super) releases: BTreeMap<ShardId, u64>,
+    /// The present file is to be left when it is under an old KEK.
+    pub(super) renew: bool,
     /// Nothing will follow.
     pub(super) closed: bool,
 }
@@ -39,9 +42,12 @@ struct State {
     groups: Vec<Group>,
     bytes: usize,
     releases: BTreeMap<ShardId, u64>,
+    renew: bool,
     closed: bool,
     failed: Option<WalError>,
     stats: WalStats,
+    /// How many files are under which KEK.
+    keks: BTreeMap<KekId, u64>,
 }
 
 pub(super) struct Queue {
@@ -95,11 +101,18 @@ impl Queue {
         self.work.notify_one();
     }
 
+    /// Asks for [`Work::renew`].
+    pub(super) fn renew(&self) {
+        self.state.lock().renew = true;
+        self.work.notify_one();
+    }
+
     /// Waits for something to do. Everything that waits is taken: groups that do not fit into one batch are written in
     /// several, without another round through the queue.
     pub(super) fn take(&self) -> Work {
         let mut state = self.state.lock();
-        while state.groups.is_empty() && state.releases.is_empty() && !state.closed {
+        while state.groups.is_empty() && state.releases.is_empty() && !state.renew && !state.closed
+        {
             self.work.wait(&mut state);
         }
         self.take_all(&mut state)
@@ -116,6 +129,7 @@ impl Queue {
         Work {
             groups: mem::take(&mut state.groups),
             releases: mem::take(&mut state.releases),
+            renew: mem::take(&mut state.renew),
             closed: state.closed,
         }
     }
@@ -132,6 +146,7 @@ impl Queue {
         Work {
             groups,
             releases: mem::take(&mut state.releases),
+            renew: false,
             closed: state.closed,
         }
     }
@@ -158,6 +173,15 @@ impl Queue {
 
     pub(super) fn stats(&self) -> WalStats {
         self.state.lock().stats
+    }
+
+    /// How many files are under which KEK.
+    pub(super) fn keks(&self) -> BTreeMap<KekId, u64> {
+        self.state.lock().keks.clone()
+    }
+
+    pub(super) fn set_keks(&self, keks: BTreeMap<KekId, u64>) {
+        self.state.lock().keks = keks;
     }
 
     pub(super) fn update_stats(&self, update: impl FnOnce(&mut WalStats)) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use palisade_seal::{FileKey, FileKeys, HEADER_LIMIT};
+use palisade_seal::{FileKey, FileKeys, HEADER_LIMIT, KekId};
 
 use super::{BLOCK, KIND, WalOptions, WalRecord, batch, blocks, context};
 use crate::{
@@ -21,15 +21,18 @@ use crate::{
 pub(super) struct Span {
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn LogFile>,
+    /// The KEK that its header is under.
+    pub(super) kek: KekId,
     /// For each shard the highest index of a record in the file.
     pub(super) highest: BTreeMap<ShardId, u64>,
 }
 
 impl Span {
-    pub(super) fn new(path: PathBuf, file: Arc<dyn LogFile>) -> Self {
+    pub(super) fn new(path: PathBuf, file: Arc<dyn LogFile>, kek: KekId) -> Self {
         Self {
             path,
             file,
+            kek,
             highest: BTreeMap::new(),
         }
     }
@@ -127,6 +130,7 @@ struct Reader {
     file: Arc<dyn LogFile>,
     length: u64,
     key: FileKey,
+    kek: KekId,
     limits: FrameLimits,
 }
 
@@ -148,19 +152,18 @@ impl Reader {
         let read = file
             .read_full_at(&mut header, 0)
             .map_err(LogError::io("read", &path))?;
+        let header = header.get(..read).unwrap_or_default();
         let (key, _) = keys
-            .open(
-                KIND,
-                &context(number),
-                header.get(..read).unwrap_or_default(),
-            )
+            .open(KIND, &context(number), header)
             .map_err(LogError::header(&path))?;
+        let kek = FileKeys::kek_of(KIND, header).map_err(LogError::header(&path))?;
         Ok(Self {
             number,
             path,
             file,
             length,
             key,
+            kek,
             limits: options.limits(),
         })
     }
@@ -172,7 +175,7 @@ impl Reader {
         previous: Option<&(u64, PathBuf, u64)>,
         recovered: &mut Recovered,
     ) -> Result<u64, LogError> {
-        let mut span = Span::new(self.path.clone(), Arc::clone(&self.file));
+        let mut span = Span::new(self.path.clone(), Arc::clone(&self.file), self.kek.clone());
         let mut position = BLOCK;
         loop {
             let frame = match self.frame(position)? {

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use palisade_seal::{FileKey, FileKeys, SealError};
+use palisade_seal::{FileKey, FileKeys, KekId, SealError};
 
 use super::{
     BLOCK, KIND, WalError, WalOptions, WalRecord, batch, blocks, context,
@@ -74,6 +74,12 @@ pub(super) struct Current {
     pub(super) frames: FrameWriter,
 }
 
+/// A file that was begun, and the KEK that its header is under.
+pub(super) struct Begun {
+    pub(super) current: Current,
+    pub(super) kek: KekId,
+}
+
 impl Current {
     pub(super) fn new(
         options: &WalOptions,
@@ -101,8 +107,9 @@ pub(super) fn begin<'a>(
     number: u64,
     sequence: u64,
     state: impl IntoIterator<Item = &'a WalRecord>,
-) -> Result<Current, Trouble> {
+) -> Result<Begun, Trouble> {
     let (key, mut bytes) = keys.create(KIND, &context(number))?;
+    let kek = FileKeys::kek_of(KIND, &bytes)?;
     bytes.resize(BLOCK as usize, 0);
     let file = Arc::clone(&spare.file);
     let mut current = Current::new(options, &key, number, file, spare.length, BLOCK)?;
@@ -132,5 +139,5 @@ pub(super) fn begin<'a>(
     options.fs.rename(&spare.path, &path)?;
     options.fs.sync_dir(&options.dir).map_err(Trouble::Broken)?;
     current.position = end;
-    Ok(current)
+    Ok(Begun { current, kek })
 }

@@ -14,7 +14,7 @@ use super::{
     pool::{self, Pool},
     queue::{Group, Queue, Work},
     recover::{Recovered, Span},
-    roll::{self, Current, Trouble},
+    roll::{self, Begun, Current, Trouble},
 };
 use crate::{LogError, ShardId, frame::FRAME_OVERHEAD};
 
@@ -77,13 +77,14 @@ impl Writer {
             )
             .map_err(LogError::header(&span.path))?,
             _ => {
-                let current = first_file(&options, &keys, next_sequence)?;
+                let begun = first_file(&options, &keys, next_sequence)?;
                 next_sequence = next_sequence.saturating_add(1);
                 spans.push_back(Span::new(
-                    options.path_of(current.number),
-                    Arc::clone(&current.file),
+                    options.path_of(begun.current.number),
+                    Arc::clone(&begun.current.file),
+                    begun.kek,
                 ));
-                current
+                begun.current
             }
         };
         let writer = Self {
@@ -113,7 +114,8 @@ impl Writer {
         let closed = work.closed;
         let end = catch_unwind(AssertUnwindSafe(|| {
             self.commit(work.groups)?;
-            self.release(work.releases)
+            self.release(work.releases)?;
+            if work.renew { self.renew() } else { Ok(()) }
         }))
         .unwrap_or_else(|_| {
             // Nobody would ever be called back again, so it must not pass in silence.
@@ -270,17 +272,40 @@ impl Writer {
             self.sticky.values(),
         );
         match begun {
-            Ok(current) => {
+            Ok(begun) => {
                 self.next_sequence = self.next_sequence.saturating_add(1);
-                self.spans
-                    .push_back(Span::new(self.options.path_of(number), spare.file));
-                self.current = current;
+                self.spans.push_back(Span::new(
+                    self.options.path_of(number),
+                    spare.file,
+                    begun.kek,
+                ));
+                self.current = begun.current;
                 self.count_files();
                 Ok(())
             }
             Err(trouble) => {
                 self.pool.put_back(spare);
                 Err(trouble)
+            }
+        }
+    }
+
+    /// Goes on in a new file when the present one is under another KEK than the current one.
+    fn renew(&mut self) -> std::io::Result<()> {
+        let current = self.keys.current_kek();
+        if self.spans.back().is_none_or(|span| span.kek == current) {
+            return Ok(());
+        }
+        match self.roll() {
+            Ok(()) => self.recycle(),
+            Err(Trouble::Broken(error)) => {
+                self.broken(&error);
+                Err(error)
+            }
+            // The present file serves until this is asked for again.
+            Err(trouble) => {
+                tracing::warn!(error = %trouble.to_error(), "the write-ahead log cannot begin a file under the current key yet");
+                Ok(())
             }
         }
     }
@@ -352,6 +377,11 @@ impl Writer {
     fn count_files(&self) {
         let files = self.spans.len() as u64;
         self.queue.update_stats(|stats| stats.files = files);
+        let mut keks = BTreeMap::new();
+        for span in &self.spans {
+            *keks.entry(span.kek.clone()).or_insert(0u64) += 1;
+        }
+        self.queue.set_keks(keks);
     }
 }
 
@@ -361,7 +391,7 @@ fn is_released(sticky: &BTreeMap<(ShardId, u8), WalRecord>, shard: ShardId, inde
         .is_some_and(|mark| index <= mark.index)
 }
 
-fn first_file(options: &WalOptions, keys: &FileKeys, sequence: u64) -> Result<Current, LogError> {
+fn first_file(options: &WalOptions, keys: &FileKeys, sequence: u64) -> Result<Begun, LogError> {
     let path = options.dir.join("first.tmp");
     // Left by a start that did not get far.
     match options.fs.remove_file(&path) {

@@ -31,6 +31,29 @@ impl Image {
         Ok(MetadataResponse::Done)
     }
 
+    pub(super) fn add_topic_key(
+        &mut self,
+        id: TopicId,
+        version: DekVersion,
+        key: WrappedKey,
+    ) -> Outcome {
+        let mut topic = (**self.topic(id)?).clone();
+        let refused = |reason: &'static str| MetadataError::KeyVersion {
+            found: version.0,
+            reason: reason.into(),
+        };
+        let newest = topic.keys.last_key_value().map(|(newest, _)| *newest);
+        if newest >= Some(version) {
+            return Err(refused("a new version is higher than all others"));
+        }
+        if topic.keys.len() >= MAX_VERSIONS {
+            return Err(refused("too many versions are still in use"));
+        }
+        topic.keys.insert(version, key);
+        Arc::make_mut(&mut self.topics).insert(Arc::new(topic));
+        Ok(MetadataResponse::Done)
+    }
+
     pub(super) fn drop_topic_key(&mut self, id: TopicId, version: DekVersion) -> Outcome {
         let mut topic = (**self.topic(id)?).clone();
         let newest = topic.keys.last_key_value().map(|(newest, _)| *newest);

@@ -207,6 +207,14 @@ pub const TOPIC_CONFIGS: &[ConfigDefinition] = &[
         "Replicas that have to hold a batch before `acks=all` is answered; a majority always has to."
     ),
     config!(
+        "palisade.key.version",
+        None,
+        Int,
+        Allowed::Integer(1, MAX_INT),
+        "1",
+        "Least version of the topic's data key. Raising it above the present version makes a new key: new batches are sealed under it, and what is stored is sealed anew by the cleaner."
+    ),
+    config!(
         "preallocate",
         None,
         Boolean,

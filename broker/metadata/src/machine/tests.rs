@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use palisade_seal::DirectoryProvider;
+use palisade_log::TopicId;
+use palisade_seal::{DirectoryProvider, KeyProvider as _, SecretKey};
 
 use super::*;
 use crate::MetadataCommand;
@@ -203,4 +204,147 @@ fn a_snapshot_that_makes_no_sense_changes_nothing() {
     assert!(error.contains("metadata/checkpoint"), "{error}");
     assert_eq!((machine.image(), machine.applied()), (&before, Some(at(1))));
     assert_eq!(**follower.borrow(), before);
+}
+
+/// A cluster with two topics, whose keys are under the current KEK.
+fn topics(machine: &mut MetadataMachine, provider: &DirectoryProvider) -> [TopicId; 2] {
+    let mut place = machine.applied().map_or(0, |at| at.index);
+    let mut apply = |command: MetadataCommand| {
+        place += 1;
+        let command = Command::new(command.encode().unwrap(), Vec::new());
+        machine.apply(at(place), command).unwrap();
+        machine.image().clone()
+    };
+    apply(MetadataCommand::Bootstrap {
+        cluster_id: "c".to_owned(),
+        data_shards: 1,
+    });
+    let image = apply(MetadataCommand::RegisterBroker {
+        id: 0,
+        incarnation: TopicId::random().0,
+        rack: None,
+        endpoints: Vec::new(),
+    });
+    apply(image.new_pool(1, true).unwrap());
+    [0, 1].map(|number| {
+        let id = TopicId::random();
+        apply(MetadataCommand::CreateTopic {
+            name: format!("t{number}"),
+            id,
+            partitions: 1,
+            replication_factor: 1,
+            config: Default::default(),
+            dek: provider
+                .wrap(&SecretKey::generate().unwrap(), b"a topic")
+                .unwrap(),
+        });
+        id
+    })
+}
+
+fn kek_names(machine: &MetadataMachine) -> Vec<String> {
+    let keks = machine.report().keks.iter();
+    keks.map(|kek| kek.as_str().to_owned()).collect()
+}
+
+#[test]
+fn a_deleted_topics_key_is_counted_until_a_checkpoint_is_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    let provider = DirectoryProvider::load(directory.path().join("kek")).unwrap();
+    let [doomed, kept] = topics(&mut machine, &provider);
+    let counts = |machine: &MetadataMachine| {
+        let report = machine.report();
+        (report.shredding, report.shredded)
+    };
+    assert_eq!(counts(&machine), (0, 0));
+    machine.checkpoint().unwrap();
+    let key_of = |image: &Image, id| image.topics.get(id).map(|topic| topic.keys.clone());
+    assert!(key_of(machine.image(), doomed).is_some());
+    let delete = MetadataCommand::DeleteTopic { id: doomed };
+    let delete = Command::new(delete.encode().unwrap(), Vec::new());
+    machine.apply(at(20), delete.clone()).unwrap();
+    assert!(machine.apply(at(21), delete).is_err());
+    assert_eq!(counts(&machine), (1, 0));
+    // What is on disk still has it.
+    let (before, _follower) = open(directory.path()).unwrap();
+    assert!(key_of(before.image(), doomed).is_some());
+    machine.checkpoint().unwrap();
+    assert_eq!(counts(&machine), (0, 1));
+    let (after, _follower) = open(directory.path()).unwrap();
+    assert_eq!(key_of(after.image(), doomed), None);
+    assert!(key_of(after.image(), kept).is_some());
+    assert_eq!(after.image().count_keks().values().sum::<u64>(), 1);
+}
+
+#[test]
+fn a_snapshot_without_a_topic_shreds_it() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut receiver, _follower) = open(there.path()).unwrap();
+    let provider = DirectoryProvider::load(there.path().join("kek")).unwrap();
+    topics(&mut receiver, &provider);
+    receiver.checkpoint().unwrap();
+    let (mut sender, _follower) = open(here.path()).unwrap();
+    sender.apply(at(30), bootstrap()).unwrap();
+    let description = sender.snapshot().unwrap().description();
+    let (incoming, _have) = receiver.receive(description).unwrap();
+    receiver.install(at(30), incoming).unwrap();
+    assert_eq!(receiver.report().shredded, 2);
+    assert_eq!(receiver.image().count_keks(), Default::default());
+}
+
+#[test]
+fn a_checkpoint_names_every_kek_that_it_needs_until_it_needs_it_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let kek = directory.path().join("kek");
+    let provider = Arc::new(DirectoryProvider::create(&kek).unwrap());
+    let keys = Arc::new(FileKeys::new(provider.clone()));
+    let path = directory.path().join("metadata");
+    let (mut machine, _follower) = MetadataMachine::open(&path, keys).unwrap();
+    let ids = topics(&mut machine, &provider);
+    let old = provider.current();
+    machine.checkpoint().unwrap();
+    assert_eq!(kek_names(&machine), [old.as_str()]);
+
+    let other = tempfile::tempdir().unwrap();
+    let new = DirectoryProvider::create(other.path()).unwrap().current();
+    let file = format!("{new}.key");
+    fs::copy(other.path().join(&file), kek.join(&file)).unwrap();
+    fs::write(kek.join("current"), new.as_str()).unwrap();
+    assert!(provider.reload().unwrap());
+    // Nothing was applied, and yet there is something to write.
+    machine.checkpoint().unwrap();
+    let mut both = [old.as_str(), new.as_str()];
+    both.sort_unstable();
+    assert_eq!(
+        kek_names(&machine),
+        both,
+        "the topics' keys are under the old one"
+    );
+    let stale: Vec<_> = machine
+        .image()
+        .keys()
+        .filter(|(_, _, key)| key.kek != new)
+        .map(|(of, version, key)| {
+            let key = provider.unwrap(key, b"a topic").unwrap();
+            of.rewrapped(version, provider.wrap(&key, b"a topic").unwrap())
+        })
+        .collect();
+    assert_eq!(stale.len(), ids.len());
+    for (index, command) in (40..).zip(stale) {
+        let command = Command::new(command.encode().unwrap(), Vec::new());
+        machine.apply(at(index), command).unwrap();
+    }
+    assert_eq!(kek_names(&machine), both, "the file still has them");
+    machine.checkpoint().unwrap();
+    assert_eq!(kek_names(&machine), [new.as_str()]);
+    drop(machine);
+    fs::remove_file(kek.join(format!("{old}.key"))).unwrap();
+    let provider = Arc::new(DirectoryProvider::load(&kek).unwrap());
+    let keys = Arc::new(FileKeys::new(provider.clone()));
+    let (machine, _follower) = MetadataMachine::open(&path, keys).unwrap();
+    assert_eq!(kek_names(&machine), [new.as_str()]);
+    for (_, _, key) in machine.image().keys() {
+        provider.unwrap(key, b"a topic").unwrap();
+    }
 }

@@ -26,6 +26,7 @@ use crate::{
     broker::Broker,
     error::StartError,
     groups::GroupRuntime,
+    keys::Keeper,
     metrics::Metrics,
     net::{self, Budget, Kind, Limiter, Listener, Shared},
     quotas::Quotas,
@@ -161,6 +162,11 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         super_users: ArcSwap::from_pointee(super_users),
         producer_ids: tokio::sync::Mutex::new(0..0),
     });
+    let keeper = Arc::new(Keeper::new(
+        Arc::clone(&broker),
+        Arc::clone(&storage.wal),
+        Arc::clone(&provider),
+    ));
     let state = Arc::new(State {
         broker: Arc::clone(&broker),
         endpoints,
@@ -170,6 +176,7 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
             .collect(),
         config: LiveConfig::new(config.clone()),
         provider,
+        keeper: Arc::clone(&keeper),
         stopping: stopping.clone(),
         wal: Arc::clone(&storage.wal),
     });
@@ -213,6 +220,7 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
     ));
     background.spawn(follow::coordinators(Arc::clone(&broker), stopping.clone()));
     background.spawn(follow::housekeeping(broker, stopping.clone()));
+    background.spawn(keeper.run(stopping.clone()));
     info!(
         node_id,
         cluster_id = %config.node.cluster_id,

@@ -7,7 +7,10 @@ use std::{
 
 use palisade_config::{
     BrokerConfig,
-    status::{BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile, ShardReport},
+    status::{
+        BrokerStatus, EndpointCertificate, EndpointTrust, KekNeeds, KeyRotation, QuarantinedFile,
+        ShardReport,
+    },
 };
 use palisade_log::{ShardId, Wal};
 use palisade_seal::{DirectoryProvider, KeyProvider as _};
@@ -17,7 +20,13 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::start::Endpoints;
-use crate::{broker::Broker, metrics::ByListener, net::Listener, tls::Leaf};
+use crate::{
+    broker::Broker,
+    keys::Keeper,
+    metrics::{ByKek, ByListener},
+    net::Listener,
+    tls::Leaf,
+};
 
 /// The configuration in effect, and what is wrong with the file now.
 #[derive(Debug)]
@@ -77,6 +86,7 @@ pub(crate) struct State {
     pub(super) listeners: Vec<Arc<Listener>>,
     pub(super) config: LiveConfig,
     pub(super) provider: Arc<DirectoryProvider>,
+    pub(super) keeper: Arc<Keeper>,
     pub(super) stopping: CancellationToken,
     pub(super) wal: Arc<Wal>,
 }
@@ -116,6 +126,7 @@ impl State {
             problems
                 .push("the disk is full: producers are refused until space is freed".to_owned());
         }
+        problems.extend(self.keeper.seen().problems);
         problems.extend(
             self.endpoints
                 .values()
@@ -157,6 +168,7 @@ impl State {
             })
             .collect();
         let quarantined = self.broker.data.quarantined();
+        let seen = self.keeper.seen();
         BrokerStatus {
             broker_id: self.broker.node_id,
             cluster_id: self.broker.cluster_id.clone(),
@@ -179,6 +191,10 @@ impl State {
                 .get(&self.broker.node_id)
                 .is_some_and(|broker| broker.draining),
             drained: self.broker.cluster.is_drained(&self.broker.data),
+            key_encryption: Some(seen.keys),
+            key_rotations: seen.rotations,
+            shredding_topics: seen.shredding,
+            shredded_topics: seen.shredded,
             quarantined: quarantined
                 .iter()
                 .map(|file| QuarantinedFile {
@@ -218,6 +234,59 @@ impl State {
             .sum()
     }
 
+    fn refresh_key_metrics(&self) {
+        let metrics = &self.broker.metrics;
+        let seen = self.keeper.seen();
+        let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        // A key that is gone is not shown any more; one that is there and not needed shows zeros.
+        metrics.kek_items.clear();
+        let unneeded = seen.keys.loaded.iter().filter(|kek| {
+            let mut needed = seen.keys.needed.iter();
+            !needed.any(|needs| needs.kek == **kek)
+        });
+        let zeros = unneeded.map(|kek| KekNeeds {
+            kek: kek.clone(),
+            ..KekNeeds::default()
+        });
+        for needs in zeros.chain(seen.keys.needed.iter().cloned()) {
+            for (item, count) in [
+                ("segment", needs.segments),
+                ("manifest", needs.manifests),
+                ("wal_file", needs.wal_files),
+                ("checkpoint", needs.checkpoints),
+                ("key", needs.keys),
+            ] {
+                let kek = needs.kek.clone();
+                let labels = ByKek { kek, item };
+                metrics.kek_items.get_or_create(&labels).set(gauge(count));
+            }
+        }
+        metrics
+            .kek_settled
+            .set(i64::from(u8::from(seen.keys.settled)));
+        let left = |of: fn(&KeyRotation) -> u64| {
+            let sum = seen.rotations.iter().map(of);
+            gauge(sum.fold(0u64, u64::saturating_add))
+        };
+        metrics
+            .key_rotation_segments_left
+            .set(left(|rotation| rotation.segments_left));
+        metrics
+            .key_rotation_bytes_left
+            .set(left(|rotation| rotation.bytes_left));
+        let cleaner = self.broker.data.cleaner_stats();
+        metrics
+            .cleaner_bytes
+            .inner()
+            .store(cleaner.bytes_written, Ordering::Relaxed);
+        metrics.cleaner_failing.set(gauge(cleaner.failing));
+        metrics.topics_shredding.set(gauge(seen.shredding));
+        metrics
+            .topics_shredded
+            .inner()
+            .store(seen.shredded, Ordering::Relaxed);
+    }
+
     /// Brings the metrics that are read, not counted, up to date.
     pub(crate) fn refresh_metrics(&self) {
         let metrics = &self.broker.metrics;
@@ -242,6 +311,7 @@ impl State {
         metrics
             .partitions
             .set(count(image.topics.partition_count()));
+        self.refresh_key_metrics();
         let wal = self.wal.stats();
         metrics
             .wal_syncs

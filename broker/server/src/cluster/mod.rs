@@ -42,6 +42,7 @@ pub(crate) use controller::{Founding, run as control};
 pub(crate) use formation::find_out;
 pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
+pub(crate) use messages::ChangeFailure;
 pub(crate) use replicas::run as replicas;
 pub(crate) use spread::run as spread;
 

@@ -4,6 +4,7 @@
 mod access;
 mod bad_input;
 mod client;
+mod keys;
 mod lifecycle;
 mod ports;
 

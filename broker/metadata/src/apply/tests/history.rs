@@ -62,6 +62,9 @@ fn any_command() -> impl Strategy<Value = MetadataCommand> {
         1 => (topic(), 0..4_u32).prop_map(|(id, version)| MetadataCommand::DropTopicKey {
             id, version: DekVersion(version),
         }),
+        1 => (topic(), 0..6_u32).prop_map(|(id, version)| MetadataCommand::AddTopicKey {
+            id, version: DekVersion(version), key: key(5),
+        }),
         1 => (0..4_u32).prop_map(|version| MetadataCommand::SetSystemKey {
             version: DekVersion(version), key: key(4),
         }),
