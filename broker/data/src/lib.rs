@@ -22,6 +22,7 @@ mod manifest;
 mod plane;
 mod producers;
 pub mod records;
+mod repair;
 mod sealing;
 mod shard_data;
 mod slot;
@@ -30,7 +31,7 @@ mod types;
 
 pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
 pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
-pub use plane::{DataOptions, DataPlane, SyncFailureHook};
+pub use plane::{DataOptions, DataPlane, RepairStats, ScrubOptions, SyncFailureHook};
 pub use sealing::dek_context;
 pub use types::{
     Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,
