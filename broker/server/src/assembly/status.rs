@@ -7,7 +7,10 @@ use std::{
 
 use palisade_config::{
     BrokerConfig,
-    status::{BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile, ShardReport},
+    status::{
+        BrokerStatus, EndpointCertificate, EndpointTrust, QuarantinedFile, RepairReport,
+        ShardReport,
+    },
 };
 use palisade_log::{ShardId, Wal};
 use palisade_seal::{DirectoryProvider, KeyProvider as _};
@@ -157,6 +160,7 @@ impl State {
             })
             .collect();
         let quarantined = self.broker.data.quarantined();
+        let repairs = self.broker.data.repair_stats();
         BrokerStatus {
             broker_id: self.broker.node_id,
             cluster_id: self.broker.cluster_id.clone(),
@@ -179,6 +183,11 @@ impl State {
                 .get(&self.broker.node_id)
                 .is_some_and(|broker| broker.draining),
             drained: self.broker.cluster.is_drained(&self.broker.data),
+            repairs: RepairReport {
+                found: repairs.found,
+                repaired: repairs.repaired,
+                waiting: quarantined.len() as u64,
+            },
             quarantined: quarantined
                 .iter()
                 .map(|file| QuarantinedFile {
@@ -238,6 +247,16 @@ impl State {
         metrics
             .quarantined_files
             .set(count(self.broker.data.quarantined().len()));
+        let repairs = self.broker.data.repair_stats();
+        for (counter, value) in [
+            (&metrics.damaged_segments_found, repairs.found),
+            (&metrics.damaged_segments_repaired, repairs.repaired),
+            (&metrics.repair_bytes, repairs.bytes),
+            (&metrics.repair_handovers, repairs.handed_over),
+            (&metrics.scrubbed_bytes, repairs.scrubbed),
+        ] {
+            counter.inner().store(value, Ordering::Relaxed);
+        }
         metrics.topics.set(count(image.topics.len()));
         metrics
             .partitions
