@@ -19,7 +19,7 @@ use palisade_e2e::{
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOPIC: &str = "kept";
 const PARTITIONS: usize = 3;
-const RECORDS: usize = 20_000;
+const RECORDS: usize = 60_000;
 /// Batches of 50 that are produced while damage is met.
 const ROUNDS: usize = 40;
 
@@ -51,13 +51,13 @@ impl Setup {
                 "--replication-factor",
                 "3",
                 "--config",
-                "segment.bytes=65536",
+                "segment.bytes=1048576",
             ],
         )?
         .success()?;
         let kcat = Kcat::new(&admin)?;
         let lines: String = (0..RECORDS)
-            .map(|number| format!("{number} {}\n", "x".repeat(100)))
+            .map(|number| format!("{number} {}\n", "x".repeat(300)))
             .collect();
         kcat.produce(TOPIC, &lines, &["-X", "batch.num.messages=50"])?
             .success()?;

@@ -173,7 +173,9 @@ async fn a_leader_hands_over_and_is_repaired() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_of_different_places_is_repaired_everywhere_and_of_the_same_place_nowhere() {
     let cluster = Cluster::form(3).await;
-    let topic = cluster.catalog.create(1, |_| {});
+    let topic = cluster
+        .catalog
+        .create(1, |settings| settings.segment_bytes = Some(8 << 10));
     filled(&cluster, topic).await;
     for at in 0..3 {
         let files = segments(&cluster.brokers[at].bench, topic);
