@@ -13,6 +13,8 @@ packages="$packages gcc g++ libc6-dev make mold binutils git ca-certificates"
 # The Kafka clients of the tests and examples.
 packages="$packages kcat busybox-static default-jdk-headless maven"
 packages="$packages jq openssl"
+# What makes a system call fail in the tests of faults.
+packages="$packages strace"
 packages="$packages $*"
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

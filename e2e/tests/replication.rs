@@ -2,137 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use palisade_e2e::{
     progress::say,
-    tools::{Access, Background, Cluster, Java, Kcat, tool, wait_until},
+    tools::{Access, Cluster, Java, JavaProducer as Producer, Kcat, tool, wait_until},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// An idempotent producer that reports every acknowledgement.
-struct Producer {
-    process: Background,
-    topic: &'static str,
-}
-
-impl Producer {
-    fn start(cluster: &Cluster, admin: &Access, topic: &'static str) -> Result<Self> {
-        let properties = cluster.scratch().join(format!("{topic}.properties"));
-        let settings = "retries=2147483647\nenable.idempotence=true\ndelivery.timeout.ms=120000\nlinger.ms=2\n";
-        fs::write(
-            &properties,
-            fs::read_to_string(&admin.properties)? + settings,
-        )?;
-        let access = Access {
-            properties,
-            ..admin.clone()
-        };
-        let log = cluster.scratch().join(format!("{topic}.log"));
-        let arguments = ["--topic", topic, "--throughput", "2000", "--acks", "-1"];
-        let process = Java::background(tool::VERIFIABLE_PRODUCER, &access, &arguments, &log)?;
-        Ok(Self { process, topic })
-    }
-
-    fn events(&self, name: &str) -> Vec<serde_json::Value> {
-        self.process
-            .log()
-            .lines()
-            .filter(|line| line.contains(name))
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect()
-    }
-
-    /// Partition, offset and value of each record. The offset is -1 where the broker could only say that the record had been stored before (an old duplicate).
-    fn acknowledged(&self) -> Vec<((i64, i64), String)> {
-        self.events("producer_send_success")
-            .iter()
-            .map(|event| {
-                let place = (
-                    event["partition"].as_i64().unwrap(),
-                    event["offset"].as_i64().unwrap(),
-                );
-                (place, event["value"].as_str().unwrap().to_owned())
-            })
-            .collect()
-    }
-
-    /// Waits for this many more acknowledgements.
-    fn goes_on(&self, more: usize) -> Result<()> {
-        let before = self.acknowledged().len();
-        wait_until("records are acknowledged", PATIENCE, || {
-            let count = self.acknowledged().len();
-            ensure!(count >= before + more, "{count} of {}", before + more);
-            Ok(())
-        })
-    }
-
-    /// The longest time between two acknowledgements, ms.
-    fn longest_stall(&self) -> i64 {
-        let times: Vec<i64> = self
-            .events("producer_send_success")
-            .iter()
-            .filter_map(|event| event["timestamp"].as_i64())
-            .collect();
-        times
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Ends it; nothing it was told is missing, nothing is there twice.
-    fn finish(mut self, admin: &Access) -> Result<()> {
-        self.process.terminate(Duration::from_secs(30))?;
-        let errors: Vec<_> = self
-            .events("producer_send_error")
-            .into_iter()
-            .filter(|event| {
-                !event
-                    .to_string()
-                    .contains("Producer closed while send in progress")
-            })
-            .collect();
-        ensure!(errors.is_empty(), "{errors:#?}");
-        let stored = Kcat::new(admin)?
-            .consume(self.topic, &["-f", "%p %o %s\n"])?
-            .success()?
-            .stdout;
-        let stored: BTreeMap<(i64, i64), &str> = stored
-            .lines()
-            .map(|line| {
-                let mut fields = line.splitn(3, ' ');
-                let mut number = || fields.next().unwrap().parse().unwrap();
-                ((number(), number()), fields.next().unwrap())
-            })
-            .collect();
-        let values: BTreeSet<&str> = stored.values().copied().collect();
-        let acknowledged = self.acknowledged();
-        for (place, value) in &acknowledged {
-            ensure!(
-                stored.get(place) == Some(&value.as_str())
-                    || (place.1 == -1 && values.contains(value.as_str())),
-                "acknowledged at partition and offset {place:?}: {value}, found {:?}",
-                stored.get(place)
-            );
-        }
-        ensure!(values.len() == stored.len(), "records were stored twice");
-        say(format_args!(
-            "{}: {} acknowledged, {} stored, longest stall {} ms",
-            self.topic,
-            acknowledged.len(),
-            stored.len(),
-            self.longest_stall()
-        ));
-        Ok(())
-    }
-}
 
 fn create(java: &mut Java, admin: &Access, topic: &str) -> Result<()> {
     java.tool(

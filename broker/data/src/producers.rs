@@ -65,10 +65,17 @@ struct Producer {
 }
 
 impl Producers {
-    /// Decides on a batch. A producer that is not known may begin anywhere: its state may have expired.
+    /// Decides on a batch.
+    ///
+    /// A producer that is not known begins with sequence 0. Kafka lets it begin anywhere, as its state may have expired; but a client sends several batches at
+    /// once, and when leadership changes in between, the first may be refused and a later one arrive where it can be appended. It must wait for those before it:
+    /// they would be taken for duplicates when they are sent again, that is, acknowledged and lost. Whose state has expired starts a new epoch.
     pub(crate) fn check(&self, batch: &ProducerBatch) -> Verdict {
         let Some(producer) = self.0.get(&batch.producer_id) else {
-            return Verdict::Next;
+            return match batch.base_sequence {
+                0 => Verdict::Next,
+                _ => Verdict::OutOfOrder { expected: 0 },
+            };
         };
         if batch.epoch < producer.epoch {
             return Verdict::Fenced {
@@ -254,9 +261,11 @@ mod tests {
 
     #[test]
     fn sequences_wrap() {
-        let producers = after(&[(0, i32::MAX - 1, 2), (0, 0, 1)]);
+        let begun = (0, 0, i32::MAX as u32 - 1);
+        let producers = after(&[begun, (0, i32::MAX - 1, 2), (0, 0, 1)]);
         assert_eq!(producers.check(&batch(0, 1, 1)), Verdict::Next);
-        let producers = after(&[(0, i32::MAX, 3)]);
+        let mut producers = Producers::default();
+        producers.appended(&batch(0, i32::MAX, 3), Offset(100), 0, 100);
         assert_eq!(producers.check(&batch(0, 2, 1)), Verdict::Next);
         assert_eq!(
             producers.check(&batch(0, i32::MAX, 3)),
@@ -265,8 +274,22 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_producer_may_begin_anywhere_and_silent_ones_expire() {
-        let mut producers = after(&[(0, 500, 1)]);
+    fn a_batch_that_overtakes_the_first_one_waits_for_it() {
+        let overtaking = batch(0, 5, 2);
+        let mut producers = after(&[]);
+        assert_eq!(
+            producers.check(&overtaking),
+            Verdict::OutOfOrder { expected: 0 }
+        );
+        let first = batch(0, 0, 5);
+        assert_eq!(producers.check(&first), Verdict::Next);
+        producers.appended(&first, Offset(0), 0, 0);
+        assert_eq!(producers.check(&overtaking), Verdict::Next);
+    }
+
+    #[test]
+    fn silent_producers_expire() {
+        let mut producers = after(&[(0, 0, 1)]);
         assert!(!producers.has_older_than(100));
         producers.expire(100);
         assert_eq!(producers.list().len(), 1);

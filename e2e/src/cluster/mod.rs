@@ -9,7 +9,7 @@ mod control_plane;
 mod directory;
 mod error;
 mod host;
-mod network;
+pub(crate) mod network;
 mod node;
 mod pki;
 mod preflight;

@@ -214,11 +214,11 @@ fn belongs(namespace: &str, cluster: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn ip(arguments: &[&str]) -> Result<(), ClusterError> {
+pub(crate) fn ip(arguments: &[&str]) -> Result<(), ClusterError> {
     run(Command::new("ip").args(arguments)).map(drop)
 }
 
-fn inside(namespace: &str, words: &[&str]) -> Result<(), ClusterError> {
+pub(crate) fn inside(namespace: &str, words: &[&str]) -> Result<(), ClusterError> {
     run(enter(namespace).args(words)).map(drop)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -68,7 +68,11 @@ impl Tmpfs {
         let mut output = File::create(file)?;
         while missing > 0 {
             let length = missing.min(CHUNK as u64);
-            output.write_all(&[0; CHUNK][..usize::try_from(length)?])?;
+            match output.write_all(&[0; CHUNK][..usize::try_from(length)?]) {
+                // Somebody else has written meanwhile.
+                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+                written => written?,
+            }
             missing -= length;
         }
         Ok(())

@@ -87,7 +87,7 @@ impl Java {
     }
 
     /// Starts a main class in a JVM of its own, to be stopped or dropped by the caller; `--bootstrap-server` and `--command-config` are
-    /// added to its arguments.
+    /// added to its arguments. Its temporary files are beside `log`.
     ///
     /// # Errors
     /// When the libraries cannot be fetched or Java does not start.
@@ -100,6 +100,7 @@ impl Java {
         let mut command = Command::new("java");
         command
             .args(JVM_OPTIONS)
+            .arg(temporary_files(log.parent().context("no directory")?))
             .arg("-cp")
             .arg(class_path()?)
             .arg(class);
@@ -108,8 +109,10 @@ impl Java {
     }
 
     fn start() -> Result<Self> {
+        let files = own_directory()?;
         let mut child = Command::new("java")
             .args(JVM_OPTIONS)
+            .arg(temporary_files(&files))
             .arg("-cp")
             .arg(class_path()?)
             .arg("ToolRunner")
@@ -240,6 +243,28 @@ fn connection(access: &Access) -> [String; 4] {
         "--command-config".to_owned(),
         access.properties.display().to_string(),
     ]
+}
+
+/// Where a JVM unpacks the native libraries of its codecs. One that is killed leaves them behind.
+fn temporary_files(directory: &Path) -> String {
+    format!("-Djava.io.tmpdir={}", directory.display())
+}
+
+/// A directory for the JVMs that tests share, which outlive every test. It is removed by the next process that needs one of its own.
+fn own_directory() -> Result<PathBuf> {
+    const PREFIX: &str = "jvm-";
+    let home = cache()?;
+    let own = home.join(format!("{PREFIX}{}", std::process::id()));
+    fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
+    for entry in fs::read_dir(&home)?.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            // Another process may be doing the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(own)
 }
 
 /// The class path, after fetching the libraries and compiling the runner if that has not been done for these versions of the two files.

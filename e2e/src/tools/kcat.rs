@@ -3,12 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 
-use super::{Access, Background, Outcome, run};
+use super::{Access, Background, Lan, Outcome, run};
 
 /// Longer than any single step of a test needs: a hang is a failure, slowness is not.
 const LIMIT: Duration = Duration::from_secs(40);
@@ -18,6 +19,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 pub struct Kcat {
     binary: PathBuf,
     configuration: PathBuf,
+    place: Option<(Arc<Lan>, usize)>,
 }
 
 impl Kcat {
@@ -29,7 +31,17 @@ impl Kcat {
         Ok(Self {
             binary: kcat()?,
             configuration: access.librdkafka.clone(),
+            place: None,
         })
+    }
+
+    /// The same, running where a broker does.
+    #[must_use]
+    pub fn beside(self, lan: &Arc<Lan>, broker: usize) -> Self {
+        Self {
+            place: Some((Arc::clone(lan), broker)),
+            ..self
+        }
     }
 
     /// Runs kcat with these arguments, after `-F <configuration>`.
@@ -88,8 +100,11 @@ impl Kcat {
         Background::start(self.command().args(arguments), log)
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+    pub(super) fn command(&self) -> Command {
+        let mut command = match &self.place {
+            Some((lan, broker)) => lan.command(*broker, &self.binary),
+            None => Command::new(&self.binary),
+        };
         command.arg("-F").arg(&self.configuration);
         command
     }

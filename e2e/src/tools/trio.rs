@@ -2,29 +2,26 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use palisade_config::{
     AdminConfig, BrokerConfig, ByteSize, ClientAuth, ClusterConfig, ConnectionLimits,
     ControlConfig, KeyProviderConfig, ListenerConfig, Mechanism, NodeConfig, Seed, StorageConfig,
     TlsConfig, status::BrokerStatus,
 };
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Access, Background, Certificate, Login, RawClient, free_port, program, wait_until};
+use super::{
+    Access, Background, Certificate, Login, RawClient, Site, authority, free_port, program,
+    wait_until,
+};
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Forming and electing takes a second or two; the limit only ends a hang.
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -44,6 +41,7 @@ pub struct Cluster {
     members: Vec<Member>,
     /// Ids and control ports of the brokers that formed it.
     seeds: Vec<(i32, u16)>,
+    site: Site,
     home: TempDir,
 }
 
@@ -53,10 +51,18 @@ impl Cluster {
     /// # Errors
     /// When they do not.
     pub fn start(count: u16) -> Result<Self> {
+        Self::start_at(count, &Site::default())
+    }
+
+    /// As [`Cluster::start`], elsewhere.
+    ///
+    /// # Errors
+    /// When they do not serve.
+    pub fn start_at(count: u16, site: &Site) -> Result<Self> {
         let mut attempts = 3;
         loop {
             attempts -= 1;
-            match Self::try_start(count) {
+            match Self::try_start(count, site.clone()) {
                 // A port that was free a moment ago is somebody's by now: other tests look for ports at the same time.
                 Err(error) if attempts > 0 && format!("{error:#}").contains("cannot listen") => {}
                 outcome => return outcome,
@@ -64,15 +70,16 @@ impl Cluster {
         }
     }
 
-    fn try_start(count: u16) -> Result<Self> {
+    fn try_start(count: u16, site: Site) -> Result<Self> {
         let home = tempfile::Builder::new()
             .prefix("palisade-e2e-")
             .tempdir()
             .context("cannot make a temporary directory")?;
-        let authority = Authority::make(home.path())?;
-        authority.issue(home.path(), "server")?;
-        authority.issue(home.path(), "admin")?;
-        key(&home.path().join("kek"))?;
+        let issuer = authority::Authority::make(home.path())?;
+        let addresses: Vec<IpAddr> = (0..usize::from(count)).map(|id| site.address(id)).collect();
+        issuer.issue(home.path(), "server", &addresses)?;
+        issuer.issue(home.path(), "admin", &[])?;
+        authority::key(&home.path().join("kek"))?;
         let mut members = Vec::new();
         let mut seeds = Vec::new();
         for id in 0..count {
@@ -86,6 +93,7 @@ impl Cluster {
         let mut cluster = Self {
             members,
             seeds,
+            site,
             home,
         };
         for (id, control) in cluster.seeds.clone() {
@@ -150,6 +158,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until a broker ends by itself. Its exit status.
+    ///
+    /// # Errors
+    /// When it goes on running.
+    pub fn wait(&mut self, id: usize) -> Result<i32> {
+        let mut process = self.members[id].process.take().context("not running")?;
+        process.wait(STOP_LIMIT)
+    }
+
     /// Stops a broker's process where it stands (SIGSTOP), or lets it go on (SIGCONT).
     ///
     /// # Errors
@@ -172,9 +189,7 @@ impl Cluster {
         if self.members[id].process.is_some() {
             bail!("broker {id} is running");
         }
-        Ok(fs::remove_dir_all(
-            self.home.path().join(format!("data-{id}")),
-        )?)
+        Ok(fs::remove_dir_all(self.volume(id))?)
     }
 
     /// The administrator's client, which knows all brokers.
@@ -185,12 +200,26 @@ impl Cluster {
         let bootstrap: Vec<String> = self
             .members
             .iter()
-            .map(|member| format!("localhost:{}", member.port))
+            .enumerate()
+            .map(|(id, member)| format!("{}:{}", self.site.host(id), member.port))
             .collect();
+        self.administrator("admin", &bootstrap.join(","))
+    }
+
+    /// The administrator's client, which is told of one broker only.
+    ///
+    /// # Errors
+    /// When its files cannot be written.
+    pub fn admin_of(&self, id: usize) -> Result<Access> {
+        let bootstrap = format!("{}:{}", self.site.host(id), self.members[id].port);
+        self.administrator(&format!("admin-{id}"), &bootstrap)
+    }
+
+    fn administrator(&self, name: &str, bootstrap: &str) -> Result<Access> {
         Access::write(
             &self.home.path().join("clients"),
-            "admin",
-            &bootstrap.join(","),
+            name,
+            bootstrap,
             &self.authority(),
             &Login::Certificate(self.admin_certificate()),
         )
@@ -207,9 +236,9 @@ impl Cluster {
     /// # Errors
     /// When it does not answer.
     pub fn status(&self, id: usize) -> Result<BrokerStatus> {
-        let port = self.members[id].admin_port;
+        let address = self.admin_address(id);
         let pair = self.admin_certificate();
-        let client = RawClient::connect_as(port, &self.authority(), Some(&pair))?;
+        let client = RawClient::connect_to(address, &self.authority(), Some(&pair))?;
         let (code, text) = client.get("/status")?;
         if code != 200 {
             bail!("/status answered {code}: {text}");
@@ -250,7 +279,11 @@ impl Cluster {
     /// A broker's volume.
     #[must_use]
     pub fn volume(&self, id: usize) -> PathBuf {
-        self.home.path().join(format!("data-{id}"))
+        self.site.volume(self.home.path(), id)
+    }
+
+    fn admin_address(&self, id: usize) -> SocketAddr {
+        (self.site.address(id), self.members[id].admin_port).into()
     }
 
     fn admin_certificate(&self) -> Certificate {
@@ -269,11 +302,7 @@ impl Cluster {
     }
 
     fn configure(&self, id: i32, control: u16) -> Result<()> {
-        let member = usize::try_from(id)
-            .ok()
-            .and_then(|id| self.members.get(id))
-            .context("no such broker")?;
-        let config = configuration(self.home.path(), id, control, member, &self.seeds);
+        let config = self.configuration(usize::try_from(id)?, control)?;
         let text = config.render().map_err(|message| anyhow!(message))?;
         Ok(fs::write(
             self.home.path().join(format!("broker-{id}.toml")),
@@ -282,11 +311,11 @@ impl Cluster {
     }
 
     fn spawn(&mut self, id: usize) -> Result<()> {
-        let mut command = Command::new(program(
-            "palisade-server",
-            "palisade-broker",
-            "PALISADE_BROKER_BIN",
-        )?);
+        let binary = program("palisade-server", "palisade-broker", "PALISADE_BROKER_BIN")?;
+        let mut command = match &self.site.lan {
+            Some(lan) => lan.command(id, &binary),
+            None => Command::new(binary),
+        };
         command
             .arg("run")
             .arg("--config")
@@ -306,8 +335,8 @@ impl Cluster {
                     return Ok(Err(anyhow!("a broker ended with status {status}:\n{log}")));
                 }
             }
-            for member in &self.members {
-                std::net::TcpStream::connect((LOOPBACK, member.admin_port))?;
+            for id in 0..self.members.len() {
+                std::net::TcpStream::connect(self.admin_address(id))?;
             }
             Ok(Ok(()))
         })?
@@ -315,9 +344,8 @@ impl Cluster {
 
     fn wait_until_serving(&mut self, id: usize) -> Result<()> {
         let authority = self.authority();
-        let member = &mut self.members[id];
-        let admin_port = member.admin_port;
-        let process = member.process.as_mut().context("not started")?;
+        let address = self.admin_address(id);
+        let process = self.members[id].process.as_mut().context("not started")?;
         wait_until("the broker serves", START_LIMIT, || {
             if let Some(status) = process.ended() {
                 return Ok(Err(anyhow!(
@@ -325,121 +353,73 @@ impl Cluster {
                     process.log()
                 )));
             }
-            let (code, text) = RawClient::connect(admin_port, &authority)?.get("/readyz")?;
+            let (code, text) = RawClient::connect_to(address, &authority, None)?.get("/readyz")?;
             anyhow::ensure!(code == 200, "/readyz answered {code}: {text}");
             Ok(Ok(()))
         })
         .with_context(|| format!("log of broker {id}:\n{}", process.log()))?
     }
-}
 
-/// An authority that issues everything here.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn make(home: &Path) -> Result<Self> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "e2e authority");
-        let key = KeyPair::generate()?;
-        fs::write(home.join("ca.crt"), params.self_signed(&key)?.pem())?;
-        Ok(Self {
-            issuer: Issuer::new(params, key),
-        })
-    }
-
-    fn issue(&self, home: &Path, name: &str) -> Result<()> {
-        let mut params =
-            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        fs::write(home.join(format!("{name}.crt")), certificate.pem())?;
-        fs::write(home.join(format!("{name}.key")), key.serialize_pem())?;
-        Ok(())
-    }
-}
-
-/// A key-encryption key, in the shape of a mounted Secret.
-fn key(dir: &Path) -> Result<()> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow!("no randomness"))?;
-    fs::create_dir_all(dir)?;
-    fs::write(dir.join("e2e.key"), STANDARD.encode(bytes))?;
-    Ok(fs::write(dir.join("current"), "e2e\n")?)
-}
-
-fn configuration(
-    home: &Path,
-    id: i32,
-    control: u16,
-    member: &Member,
-    seeds: &[(i32, u16)],
-) -> BrokerConfig {
-    let tls = TlsConfig {
-        certificate: home.join("server.crt"),
-        key: home.join("server.key"),
-        client_ca: Some(home.join("ca.crt")),
-    };
-    BrokerConfig {
-        version: "e2e".to_owned(),
-        node: NodeConfig {
-            id: Some(id),
-            cluster_id: "e2e-cluster".to_owned(),
-            rack: None,
-        },
-        cluster: ClusterConfig {
-            seeds: seeds
-                .iter()
-                .map(|(id, port)| Seed {
-                    id: *id,
-                    address: format!("localhost:{port}"),
-                })
-                .collect(),
-        },
-        storage: StorageConfig {
-            data_dir: home.join(format!("data-{id}")),
-            key_provider: KeyProviderConfig::Directory {
-                path: home.join("kek"),
+    fn configuration(&self, id: usize, control: u16) -> Result<BrokerConfig> {
+        let home = self.home.path();
+        let member = self.members.get(id).context("no such broker")?;
+        let (bind, host) = (self.site.address(id), self.site.host(id));
+        let seeds = self.seeds.iter().map(|(id, port)| {
+            let host = self.site.host(usize::try_from(*id)?);
+            Ok(Seed {
+                id: *id,
+                address: format!("{host}:{port}"),
+            })
+        });
+        let tls = TlsConfig {
+            certificate: home.join("server.crt"),
+            key: home.join("server.key"),
+            client_ca: Some(home.join("ca.crt")),
+        };
+        Ok(BrokerConfig {
+            version: "e2e".to_owned(),
+            node: NodeConfig {
+                id: Some(i32::try_from(id)?),
+                cluster_id: "e2e-cluster".to_owned(),
+                rack: None,
             },
-            wal_file_size: ByteSize(16 << 20),
-            segment_size: ByteSize(16 << 20),
-            data_shards: 2,
-        },
-        control: ControlConfig {
-            bind: LOOPBACK,
-            port: control,
-            advertised_host: "localhost".to_owned(),
-            tls: tls.clone(),
-        },
-        admin: AdminConfig {
-            bind: LOOPBACK,
-            port: member.admin_port,
-            tls: tls.clone(),
-            anonymous_metrics: true,
-        },
-        listeners: vec![ListenerConfig {
-            name: "clients".to_owned(),
-            bind: LOOPBACK,
-            port: member.port,
-            advertised_host: "localhost".to_owned(),
-            advertised_port: None,
-            tls: Some(tls),
-            client_auth: ClientAuth::Requested,
-            sasl_mechanisms: vec![Mechanism::ScramSha512],
-            principal_mapping_rules: Vec::new(),
-            limits: ConnectionLimits::default(),
-        }],
-        super_users: vec!["User:CN=admin".to_owned()],
+            cluster: ClusterConfig {
+                seeds: seeds.collect::<Result<_>>()?,
+            },
+            storage: StorageConfig {
+                data_dir: self.volume(id),
+                key_provider: KeyProviderConfig::Directory {
+                    path: home.join("kek"),
+                },
+                wal_file_size: ByteSize(16 << 20),
+                segment_size: ByteSize(16 << 20),
+                data_shards: 2,
+            },
+            control: ControlConfig {
+                bind,
+                port: control,
+                advertised_host: host.clone(),
+                tls: tls.clone(),
+            },
+            admin: AdminConfig {
+                bind,
+                port: member.admin_port,
+                tls: tls.clone(),
+                anonymous_metrics: true,
+            },
+            listeners: vec![ListenerConfig {
+                name: "clients".to_owned(),
+                bind,
+                port: member.port,
+                advertised_host: host,
+                advertised_port: None,
+                tls: Some(tls),
+                client_auth: ClientAuth::Requested,
+                sasl_mechanisms: vec![Mechanism::ScramSha512],
+                principal_mapping_rules: Vec::new(),
+                limits: ConnectionLimits::default(),
+            }],
+            super_users: vec!["User:CN=admin".to_owned()],
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -18,6 +18,8 @@ use super::Certificate;
 
 /// Answers are read into memory: larger ones are a fault.
 const LARGEST_ANSWER: u32 = 16 << 20;
+/// For a connection, and for every piece of an answer.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// A TLS connection to a broker that speaks no protocol of its own accord.
 #[derive(Debug)]
@@ -66,6 +68,19 @@ impl RawClient {
         authority: &Path,
         certificate: Option<&Certificate>,
     ) -> Result<Self> {
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        Self::connect_to(address, authority, certificate)
+    }
+
+    /// As [`RawClient::connect_as`], to another address, whose certificate must be valid for `localhost` nevertheless.
+    ///
+    /// # Errors
+    /// As [`RawClient::connect_as`].
+    pub fn connect_to(
+        address: SocketAddr,
+        authority: &Path,
+        certificate: Option<&Certificate>,
+    ) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(authority)
             .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", authority.display()))?
@@ -86,9 +101,9 @@ impl RawClient {
                     .map_err(|error| anyhow::anyhow!("{error}"))?,
             )?,
         };
-        let socket = TcpStream::connect(("127.0.0.1", port)).context("cannot connect")?;
-        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-        socket.set_write_timeout(Some(Duration::from_secs(10)))?;
+        let socket = TcpStream::connect_timeout(&address, LIMIT).context("cannot connect")?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.set_write_timeout(Some(LIMIT))?;
         let connection =
             ClientConnection::new(Arc::new(config), ServerName::try_from("localhost")?)?;
         let mut stream = StreamOwned::new(connection, socket);

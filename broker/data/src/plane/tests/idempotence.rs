@@ -84,6 +84,45 @@ async fn a_batch_sent_twice_while_in_flight_is_appended_once() {
     plane.shutdown().await;
 }
 
+/// Of batches that a client sends at once, the first may meet a broker that does not lead yet, and a later one the same broker when it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_overtakes_the_first_of_its_producer_is_refused_until_that_is_there() {
+    let bench = Bench::new();
+    let topic = bench.catalog.create(1, |_| {});
+    let plane = bench.start().await;
+    let (first, later) = (
+        batch("first", 2).producer(7, 0, 0),
+        batch("later", 1).producer(7, 0, 2),
+    );
+    let early = produce(&plane, topic, &later).await.unwrap_err();
+    assert!(
+        matches!(
+            early,
+            DataError::OutOfOrderSequence {
+                sequence: 2,
+                expected: 0,
+                ..
+            }
+        ),
+        "{early}"
+    );
+    for (sent, offset) in [(&first, 0), (&later, 2)] {
+        // Until every answer is in, also the one that nobody waited for: the partition's creation.
+        let appended = loop {
+            match produce(&plane, topic, sent).await {
+                Err(DataError::OutOfTurn) => tokio::task::yield_now().await,
+                other => break other.unwrap(),
+            }
+        };
+        assert_eq!(appended.base_offset, Offset(offset));
+    }
+    assert_eq!(
+        read_values(&plane, topic),
+        ["first-0", "first-1", "later-0"]
+    );
+    plane.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn gaps_and_old_epochs_are_refused_and_appending_goes_on() {
     let bench = Bench::new();
