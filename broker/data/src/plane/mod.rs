@@ -47,9 +47,9 @@ use crate::{
 use handle::ShardHandle;
 
 pub use fetch::SealedRecords;
-pub use wrapping::KekCensus;
 pub use repairing::RepairStats;
 pub use scrubbing::ScrubOptions;
+pub use wrapping::KekCensus;
 
 /// How the data plane is set up.
 #[derive(Clone)]

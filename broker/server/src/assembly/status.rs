@@ -9,8 +9,7 @@ use palisade_config::{
     BrokerConfig,
     status::{
         BrokerStatus, EndpointCertificate, EndpointTrust, KekNeeds, KeyRotation, QuarantinedFile,
-        RepairReport,
-        ShardReport,
+        RepairReport, ShardReport,
     },
 };
 use palisade_log::{ShardId, Wal};
