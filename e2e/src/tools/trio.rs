@@ -29,6 +29,9 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// Common name of the operator, whom brokers admit to their control ports.
+const OPERATOR: &str = "palisade-operator";
+
 /// One broker of a [`Cluster`].
 #[derive(Debug)]
 struct Member {
@@ -72,6 +75,7 @@ impl Cluster {
         let authority = Authority::make(home.path())?;
         authority.issue(home.path(), "server")?;
         authority.issue(home.path(), "admin")?;
+        authority.issue(home.path(), OPERATOR)?;
         key(&home.path().join("kek"))?;
         let mut members = Vec::new();
         let mut seeds = Vec::new();
@@ -237,6 +241,21 @@ impl Cluster {
         self.home.path().join(format!("data-{id}"))
     }
 
+    /// The control ports of the brokers that formed the cluster.
+    #[must_use]
+    pub fn control_ports(&self) -> Vec<u16> {
+        self.seeds.iter().map(|(_, port)| *port).collect()
+    }
+
+    /// The operator's certificate and key, which the control ports admit.
+    #[must_use]
+    pub fn operator_certificate(&self) -> Certificate {
+        Certificate {
+            certificate: self.home.path().join(format!("{OPERATOR}.crt")),
+            key: self.home.path().join(format!("{OPERATOR}.key")),
+        }
+    }
+
     fn admin_certificate(&self) -> Certificate {
         Certificate {
             certificate: self.home.path().join("admin.crt"),
@@ -244,7 +263,9 @@ impl Cluster {
         }
     }
 
-    fn authority(&self) -> PathBuf {
+    /// The certificate of the authority that issued everything here.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
         self.home.path().join("ca.crt")
     }
 
