@@ -119,24 +119,38 @@ impl Cluster {
         // What the metadata refuse in any case is refused in their words.
         image.dry_run(&command).map_err(ChangeError::Refused)?;
         let mut known = self.holdings(data, broker);
-        if let Some(peers) = &self.peers {
-            let others = self.alive().into_iter();
-            let others = others.filter(|other| *other != self.me.broker());
-            let asked = others.map(|other| {
-                let question = Question::Holdings(broker).encode();
-                timeout(ANSWER, peers.call_cluster(other, question))
-            });
-            for answer in futures::future::join_all(asked).await {
-                if let Ok(Ok(message)) = answer
-                    && let Ok(Answer::Holds(holdings)) = Answer::decode(&message)
-                {
-                    known.add(holdings);
-                }
-            }
-        }
+        known.add(self.ask(broker).await);
         verdict(broker, &image, &known)?;
         self.change(&command).await?;
         Ok(())
+    }
+
+    /// Shards whose leaders, other brokers all, say that this one is no member of them any more.
+    pub(super) async fn let_go_of(&self, broker: i32) -> BTreeSet<ShardId> {
+        let known = self.ask(broker).await;
+        known.led.difference(&known.held).copied().collect()
+    }
+
+    /// What the other brokers that can be reached know of a broker's memberships.
+    async fn ask(&self, broker: i32) -> Holdings {
+        let mut known = Holdings::default();
+        let Some(peers) = &self.peers else {
+            return known;
+        };
+        let others = self.alive().into_iter();
+        let others = others.filter(|other| *other != self.me.broker());
+        let asked = others.map(|other| {
+            let question = Question::Holdings(broker).encode();
+            timeout(ANSWER, peers.call_cluster(other, question))
+        });
+        for answer in futures::future::join_all(asked).await {
+            if let Ok(Ok(message)) = answer
+                && let Ok(Answer::Holds(holdings)) = Answer::decode(&message)
+            {
+                known.add(holdings);
+            }
+        }
+        known
     }
 }
 

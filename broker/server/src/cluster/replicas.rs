@@ -166,14 +166,16 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
             }
         }
     }
-    for id in hosted {
-        // Only when the shard itself has let go of this replica: until then its vote counts.
-        let released = image.shards.contains_key(&id)
-            && !wanted.contains_key(&id)
-            && data.shard_status(id).is_some_and(|status| {
-                !status.voters.contains(&cluster.me) && !status.learners.contains(&cluster.me)
-            });
-        if released {
+    // Only when the shard itself has let go of this replica: until then its vote counts. A replica that was removed is not told of it, so the leader is asked.
+    let moved: BTreeSet<ShardId> = hosted
+        .into_iter()
+        .filter(|id| image.shards.contains_key(id) && !wanted.contains_key(id))
+        .collect();
+    if moved.is_empty() {
+        return;
+    }
+    for id in cluster.let_go_of(cluster.me.broker()).await {
+        if moved.contains(&id) {
             match data.unhost(id).await {
                 Ok(()) => info!(shard = %id, "removed a replica that has moved to other brokers"),
                 Err(error) => {
