@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,6 +21,12 @@ use palisade_e2e::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a leader has sent before it is cut off may be read by its client a little later.
 const UNDER_WAY: Duration = Duration::from_secs(1);
+
+/// One cluster at a time: four of them and eight producers leave two cores no time to keep to any limit.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Both producers, each with a topic of its own.
 struct Load {
@@ -127,6 +133,7 @@ fn now() -> i64 {
 /// A leader that the others cannot hear acknowledges nothing, whoever can reach it; the others go on without it, and when the network is whole again all agree.
 #[test]
 fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
+    let _turn = turn();
     let lan = match Lan::make(3)? {
         Ok(lan) => Arc::new(lan),
         Err(inability) => {
@@ -212,6 +219,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
 /// A broker whose disk is full refuses what it leads, for a time; what the others lead goes on. With space again it catches up by itself.
 #[test]
 fn a_full_disk_of_one_broker_stops_only_what_it_leads() -> Result<()> {
+    let _turn = turn();
     let disk = match Tmpfs::mount(192 << 20)? {
         Ok(disk) => disk,
         Err(inability) => {
@@ -253,6 +261,7 @@ fn a_full_disk_of_one_broker_stops_only_what_it_leads() -> Result<()> {
 /// A failed `fdatasync` ends the process, since nobody knows what is on the disk; the others take over, and it comes back with what it has.
 #[test]
 fn a_failed_sync_ends_the_broker_and_loses_nothing() -> Result<()> {
+    let _turn = turn();
     let mut cluster = Cluster::start(3)?;
     let load = Load::start(&cluster, ["sync-java", "sync-rdkafka"])?;
     let victim = load.leader()?;
@@ -285,6 +294,7 @@ fn a_failed_sync_ends_the_broker_and_loses_nothing() -> Result<()> {
 /// Kill -9 of whoever leads, then a restart of one broker after the other, under both producers.
 #[test]
 fn killed_leaders_and_a_rolling_restart_cost_neither_client_a_record() -> Result<()> {
+    let _turn = turn();
     let mut cluster = Cluster::start(3)?;
     let load = Load::start(&cluster, ["ends-java", "ends-rdkafka"])?;
     for _ in 0..2 {
