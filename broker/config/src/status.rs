@@ -33,6 +33,9 @@ pub struct BrokerStatus {
     pub connections: u64,
     /// Files set aside as corrupt: path and byte offset of the bad frame.
     pub quarantined: Vec<QuarantinedFile>,
+    /// What becomes of files that are damaged.
+    #[serde(default)]
+    pub repairs: RepairReport,
     /// The broker that leads the cluster's metadata; `None` while none is known to.
     #[serde(default)]
     pub controller: Option<i32>,
@@ -197,6 +200,18 @@ pub struct EndpointTrust {
     pub authorities: Vec<String>,
 }
 
+/// Damaged segments since the broker's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairReport {
+    /// How many were found, when the broker started or since.
+    pub found: u64,
+    /// How many were replaced by what another replica has.
+    pub repaired: u64,
+    /// How many are quarantined now: they wait to be repaired, or no other broker has a copy.
+    pub waiting: u64,
+}
+
 /// A file that failed authentication.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -241,10 +256,19 @@ mod tests {
                 current: "k2".to_owned(),
                 ..KeyEncryption::default()
             }),
+            repairs: RepairReport {
+                found: 3,
+                repaired: 2,
+                waiting: 1,
+            },
             ..BrokerStatus::default()
         };
         let mut value = serde_json::to_value(&status).unwrap();
         assert_eq!(value["underReplicatedPartitions"], 4);
+        assert_eq!(
+            value["repairs"],
+            serde_json::json!({ "found": 3, "repaired": 2, "waiting": 1 })
+        );
         assert_eq!(
             value["shards"][0],
             serde_json::json!({
@@ -269,6 +293,7 @@ mod tests {
             "keyRotations",
             "shreddingTopics",
             "shreddedTopics",
+            "repairs",
         ] {
             assert!(fields.remove(name).is_some(), "{name}");
         }

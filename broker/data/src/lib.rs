@@ -22,6 +22,7 @@ mod manifest;
 mod plane;
 mod producers;
 pub mod records;
+mod repair;
 mod sealing;
 mod shard_data;
 mod slot;
@@ -30,7 +31,9 @@ mod types;
 
 pub use catalog::{Catalog, Compaction, ImageCatalog, TopicSettings, TopicView};
 pub use cleaner::{CleanerOptions, CleanerStats, KeyRotation};
-pub use plane::{DataOptions, DataPlane, KekCensus, SealedRecords, SyncFailureHook};
+pub use plane::{
+    DataOptions, DataPlane, KekCensus, RepairStats, ScrubOptions, SealedRecords, SyncFailureHook,
+};
 pub use sealing::{dek_context, system_key_context};
 pub use types::{
     Access, Acks, Appended, DataError, Fetched, Isolation, ListQuery, ListedOffset, LogSize,

@@ -87,6 +87,11 @@ pub(crate) struct Metrics {
     pub(crate) certificate_expiry_seconds: Family<ByListener, Gauge>,
     pub(crate) problems: Gauge,
     pub(crate) quarantined_files: Gauge,
+    pub(crate) damaged_segments_found: Counter,
+    pub(crate) damaged_segments_repaired: Counter,
+    pub(crate) repair_bytes: Counter,
+    pub(crate) repair_handovers: Counter,
+    pub(crate) scrubbed_bytes: Counter,
     pub(crate) topics: Gauge,
     pub(crate) partitions: Gauge,
     pub(crate) wal_syncs: Counter,
@@ -129,6 +134,11 @@ impl Metrics {
             certificate_expiry_seconds: Family::default(),
             problems: Gauge::default(),
             quarantined_files: Gauge::default(),
+            damaged_segments_found: Counter::default(),
+            damaged_segments_repaired: Counter::default(),
+            repair_bytes: Counter::default(),
+            repair_handovers: Counter::default(),
+            scrubbed_bytes: Counter::default(),
             topics: Gauge::default(),
             partitions: Gauge::default(),
             wal_syncs: Counter::default(),
@@ -235,8 +245,33 @@ impl Metrics {
         );
         r.register(
             "quarantined_files",
-            "Files set aside as corrupt",
+            "Files set aside as corrupt that wait to be repaired",
             self.quarantined_files.clone(),
+        );
+        r.register(
+            "damaged_segments_found",
+            "Damaged segments that were found and taken out of service",
+            self.damaged_segments_found.clone(),
+        );
+        r.register(
+            "damaged_segments_repaired",
+            "Damaged segments that were replaced by what another replica has",
+            self.damaged_segments_repaired.clone(),
+        );
+        r.register(
+            "repair_bytes",
+            "Bytes of files that were replaced because of damage",
+            self.repair_bytes.clone(),
+        );
+        r.register(
+            "repair_handovers",
+            "Leaderships that were given up because of damage",
+            self.repair_handovers.clone(),
+        );
+        r.register(
+            "scrubbed_bytes",
+            "Bytes of sealed segments that were looked through for damage",
+            self.scrubbed_bytes.clone(),
         );
         r.register("topics", "Topics", self.topics.clone());
         r.register(

@@ -246,6 +246,22 @@ impl Cluster {
         serde_json::from_str(&text).with_context(|| format!("/status is {text}"))
     }
 
+    /// A sample of `/metrics` of a broker, by its full name.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or has no such metric.
+    pub fn metric(&self, id: usize, name: &str) -> Result<f64> {
+        let port = self.members[id].admin_port;
+        let (code, text) = RawClient::connect(port, &self.authority())?.get("/metrics")?;
+        if code != 200 {
+            bail!("/metrics answered {code}: {text}");
+        }
+        let sample = text.lines().find_map(|line| line.strip_prefix(name));
+        sample
+            .and_then(|value| value.trim().parse().ok())
+            .with_context(|| format!("no {name} in {text}"))
+    }
+
     /// Everything that a broker has logged.
     #[must_use]
     pub fn log(&self, id: usize) -> String {

@@ -158,6 +158,7 @@ mod tests {
             partitions: 0,
             connections: 0,
             quarantined: Vec::new(),
+            repairs: Default::default(),
             controller: Some(0),
             shards: Vec::new(),
             peers: Vec::new(),

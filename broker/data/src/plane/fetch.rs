@@ -30,7 +30,9 @@ impl DataPlane {
         _isolation: Isolation,
     ) -> Result<Fetched, DataError> {
         let led = self.locate(topic, partition)?;
-        led.at.fetch(Access::Leader, offset, max_bytes)
+        led.at
+            .fetch(Access::Leader, offset, max_bytes)
+            .inspect_err(|error| self.met(error))
     }
 
     /// As [`DataPlane::fetch`], from any broker that hosts the partition, up to what is applied there (KIP-392).
@@ -47,7 +49,9 @@ impl DataPlane {
         _isolation: Isolation,
     ) -> Result<Fetched, DataError> {
         let located = self.located_by(Access::Replica, topic, partition)?;
-        located.fetch(Access::Replica, offset, max_bytes)
+        located
+            .fetch(Access::Replica, offset, max_bytes)
+            .inspect_err(|error| self.met(error))
     }
 }
 

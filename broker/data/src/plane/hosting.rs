@@ -20,7 +20,7 @@ use tokio::{sync::watch, task::JoinSet};
 use super::{
     DataOptions, DataPlane, cleaning,
     handle::{self, ShardHandle, Start},
-    housekeeping,
+    housekeeping, repairing, scrubbing,
 };
 use crate::{catalog::Catalog, shard_data::ShardSetup, types::DataError};
 
@@ -55,6 +55,8 @@ impl DataPlane {
             housekeeper: Mutex::new(None),
             cleaner: Mutex::new(None),
             cleaning: cleaning::Cleaning::default(),
+            repairing: repairing::Repairing::default(),
+            repairers: Mutex::default(),
             checkpoint_due: Arc::default(),
             checkpointing: tokio::sync::Mutex::default(),
         });
@@ -99,6 +101,17 @@ impl DataPlane {
             plane.options.cleaner,
         ));
         *plane.cleaner.lock() = Some(cleaner);
+        let repairer = repairing::run(
+            Arc::downgrade(&plane),
+            plane.stop.subscribe(),
+            Arc::clone(&plane.repairing.met),
+        );
+        let scrubber = scrubbing::run(
+            Arc::downgrade(&plane),
+            plane.stop.subscribe(),
+            plane.options.scrub,
+        );
+        *plane.repairers.lock() = vec![tokio::spawn(repairer), tokio::spawn(scrubber)];
         Ok(plane)
     }
 

@@ -149,7 +149,7 @@ impl DataPlane {
     }
 
     /// Segments are rolled as each topic says, also by those who follow.
-    fn follow_settings(&self) {
+    pub(super) fn follow_settings(&self) {
         for handle in self.handles().values() {
             for slot in handle.data.slots() {
                 if let Ok(Some(view)) = self.catalog.topic(slot.key.0) {

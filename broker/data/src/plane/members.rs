@@ -7,7 +7,7 @@ use palisade_shard::{MembersError, Message, NodeId, ShardStatus};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{DataPlane, Leaders};
-use crate::types::DataError;
+use crate::{repair, types::DataError};
 
 impl DataPlane {
     /// Takes a message of another broker's replica of a shard. Must be called in the order in which a peer's messages arrive; the answer may be awaited anywhere.
@@ -18,7 +18,13 @@ impl DataPlane {
         shard: ShardId,
         message: Message,
     ) -> Option<Pin<Box<dyn Future<Output = Message> + Send>>> {
-        Some(self.handle_of(shard)?.shard.handle(from, message))
+        let handle = self.handle_of(shard)?;
+        if repair::is_question(message.kind) {
+            self.is_asked(shard, from);
+            let served = Self::serve_repair(handle, self.runtime.clone(), message);
+            return Some(Box::pin(served));
+        }
+        Some(handle.shard.handle(from, message))
     }
 
     /// A shard at this moment; `None` when it is not hosted here.

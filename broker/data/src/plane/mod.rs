@@ -9,6 +9,8 @@ mod housekeeping;
 mod members;
 mod produce;
 mod queries;
+mod repairing;
+mod scrubbing;
 mod wait;
 mod wrapping;
 
@@ -45,6 +47,8 @@ use crate::{
 use handle::ShardHandle;
 
 pub use fetch::SealedRecords;
+pub use repairing::RepairStats;
+pub use scrubbing::ScrubOptions;
 pub use wrapping::KekCensus;
 
 /// How the data plane is set up.
@@ -62,6 +66,8 @@ pub struct DataOptions {
     pub housekeeping: Duration,
     /// How closed segments are compacted and sealed anew.
     pub cleaner: CleanerOptions,
+    /// How sealed segments are looked through for damage.
+    pub scrub: ScrubOptions,
     /// Bytes of each shard's log that stay in memory for replicas that are a little behind; those further behind are sent a snapshot.
     pub tail_bytes: usize,
     /// When the leader of a shard is given up and replaced.
@@ -96,6 +102,7 @@ impl DataOptions {
             checkpoint_wal_bytes: 32 << 20,
             housekeeping: Duration::from_secs(10),
             cleaner: CleanerOptions::default(),
+            scrub: ScrubOptions::default(),
             tail_bytes: 8 << 20,
             timing: Timing::DEFAULT,
             fs: Arc::new(RealFs),
@@ -120,6 +127,9 @@ pub struct DataPlane {
     housekeeper: Mutex<Option<JoinHandle<()>>>,
     cleaner: Mutex<Option<JoinHandle<()>>>,
     cleaning: cleaning::Cleaning,
+    repairing: repairing::Repairing,
+    /// Repairs damage, and looks for it.
+    repairers: Mutex<Vec<JoinHandle<()>>>,
     checkpoint_due: Arc<Notify>,
     /// Shards are checkpointed one after the other: each takes the disk for itself.
     checkpointing: tokio::sync::Mutex<()>,
@@ -239,6 +249,10 @@ impl DataPlane {
         let cleaner = self.cleaner.lock().take();
         if let Some(cleaner) = cleaner {
             let _ = cleaner.await;
+        }
+        let repairers = std::mem::take(&mut *self.repairers.lock());
+        for repairer in repairers {
+            let _ = repairer.await;
         }
         // Logged where it failed; what is not covered is replayed.
         let _ = self.checkpoint().await;

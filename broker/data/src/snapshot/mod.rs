@@ -31,7 +31,10 @@ mod wire;
 
 pub(crate) use install::install;
 pub(crate) use receive::DataIncoming;
-pub(crate) use send::describe;
+pub(crate) use send::{CHUNK, describe, read_onto};
+pub(crate) use wire::{Entry, next_entry};
+#[cfg(test)]
+pub(crate) use wire::{push_batch, push_gap, push_hole};
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use super::wire::{self, Description, PartitionDescription, malformed};
 use crate::{machine::encode_offsets, shard_data::ShardData, slot::Partition, types::DataError};
 
 /// About how much is sent at once.
-const CHUNK: usize = 1 << 20;
+pub(crate) const CHUNK: usize = 1 << 20;
 
 /// A shard at one position.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ fn is_hole(log: &PartitionLog, from: Offset, to: Offset) -> bool {
 }
 
 /// Puts batches from the one that holds `at` on, but none from `end` on, onto `part`. Returns the offset up to which everything is sent then, which is higher.
-fn read_onto(
+pub(crate) fn read_onto(
     partition: &Partition,
     index: u32,
     at: Offset,

@@ -88,7 +88,7 @@ pub(super) fn malformed(reason: &str) -> DataError {
 
 /// One part of a chunk.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     Batch(FrameMeta, Bytes),
     /// What lies before this offset has expired.
     Gap(Offset),
@@ -96,7 +96,7 @@ pub(super) enum Entry {
     Hole(Offset),
 }
 
-pub(super) fn push_batch(out: &mut Vec<u8>, partition: u32, meta: &FrameMeta, payload: &[u8]) {
+pub(crate) fn push_batch(out: &mut Vec<u8>, partition: u32, meta: &FrameMeta, payload: &[u8]) {
     out.push(BATCH);
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
     let fields: [&[u8]; 7] = [
@@ -114,20 +114,20 @@ pub(super) fn push_batch(out: &mut Vec<u8>, partition: u32, meta: &FrameMeta, pa
     out.extend_from_slice(payload);
 }
 
-pub(super) fn push_gap(out: &mut Vec<u8>, partition: u32, to: Offset) {
+pub(crate) fn push_gap(out: &mut Vec<u8>, partition: u32, to: Offset) {
     out.push(GAP);
     out.extend_from_slice(&partition.to_be_bytes());
     out.extend_from_slice(&to.0.to_be_bytes());
 }
 
-pub(super) fn push_hole(out: &mut Vec<u8>, partition: u32, to: Offset) {
+pub(crate) fn push_hole(out: &mut Vec<u8>, partition: u32, to: Offset) {
     out.push(HOLE);
     out.extend_from_slice(&partition.to_be_bytes());
     out.extend_from_slice(&to.0.to_be_bytes());
 }
 
 /// Takes the next entry and its partition off `part`; `None` at its end.
-pub(super) fn next_entry(part: &mut Bytes) -> Result<Option<(usize, Entry)>, DataError> {
+pub(crate) fn next_entry(part: &mut Bytes) -> Result<Option<(usize, Entry)>, DataError> {
     if part.is_empty() {
         return Ok(None);
     }

@@ -1,5 +1,7 @@
 //! One segment file: frames appended, found and read back.
 
+mod check;
+
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -76,6 +78,16 @@ impl Surroundings {
         let mut path = self.path(base, generation).into_os_string();
         path.push(".quarantined");
         path.into()
+    }
+
+    /// Gives a damaged segment's file its other name.
+    fn set_aside(&self, base: Offset, generation: u32) {
+        let from = self.path(base, generation);
+        let to = self.quarantine_path(base, generation);
+        // The file may be gone: that is the damage then. The state carries the mark in any case.
+        if let Err(error) = self.fs.rename(&from, &to) {
+            tracing::warn!(file = %from.display(), %error, "cannot rename a damaged segment");
+        }
     }
 
     /// A segment that was rewritten is bound to its generation: none can be put in place of a later one.
@@ -200,6 +212,9 @@ impl Segment {
             Some(damage) => Some(damage.clone()),
             None => cut_to(around.fs.as_ref(), &path, state.length)?,
         };
+        if damage.is_some() && state.damage.is_none() {
+            around.set_aside(state.base, state.generation);
+        }
         Ok(Self {
             base: state.base,
             generation: state.generation,
@@ -452,14 +467,7 @@ impl Segment {
             });
         }
         *self.handle.lock() = None;
-        let (from, to) = (
-            self.around.path(self.base, self.generation),
-            self.around.quarantine_path(self.base, self.generation),
-        );
-        // The file may be gone: that is the damage then. The state carries the mark in any case.
-        if let Err(error) = self.around.fs.rename(&from, &to) {
-            tracing::warn!(file = %from.display(), %error, "cannot rename a damaged segment");
-        }
+        self.around.set_aside(self.base, self.generation);
         true
     }
 
@@ -623,7 +631,15 @@ impl Segment {
     }
 
     fn parse(&self, position: u64, bytes: &[u8]) -> Result<EntryMeta, LogError> {
-        let handle = self.handle()?;
+        self.parse_with(&*self.handle()?, position, bytes)
+    }
+
+    fn parse_with(
+        &self,
+        handle: &Handle,
+        position: u64,
+        bytes: &[u8],
+    ) -> Result<EntryMeta, LogError> {
         let corrupt = |reason: String| self.corrupt(position, &reason);
         let head = FrameHead::parse(&handle.key, position, bytes, LIMITS)
             .map_err(|error| corrupt(error.to_string()))?;
@@ -643,9 +659,12 @@ impl Segment {
 
     /// Reads exactly `want` bytes that lie before `length`.
     fn chunk(&self, position: u64, want: usize) -> Result<Bytes, LogError> {
+        self.chunk_with(&*self.handle()?, position, want)
+    }
+
+    fn chunk_with(&self, handle: &Handle, position: u64, want: usize) -> Result<Bytes, LogError> {
         let mut buffer = vec![0; want];
-        let read = self
-            .handle()?
+        let read = handle
             .file
             .read_full_at(&mut buffer, position)
             .map_err(LogError::io(
@@ -684,6 +703,13 @@ impl Segment {
         if let Some(handle) = slot.as_ref() {
             return Ok(Arc::clone(handle));
         }
+        let handle = Arc::new(self.open()?);
+        *slot = Some(Arc::clone(&handle));
+        Ok(handle)
+    }
+
+    /// Opens the file. Whoever calls it holds the lock of the handle: the header must not be written meanwhile.
+    fn open(&self) -> Result<Handle, LogError> {
         let path = self.around.path(self.base, self.generation);
         let file = self.around.fs.open(&path).map_err(|error| {
             if error.kind() == std::io::ErrorKind::NotFound {
@@ -708,13 +734,11 @@ impl Segment {
             .map_err(LogError::header(&path))?;
         let kek = FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?;
         *self.kek.lock() = Some(kek);
-        let handle = Arc::new(Handle {
+        Ok(Handle {
             file,
             key,
             frames_begin: frames_begin as u64,
-        });
-        *slot = Some(Arc::clone(&handle));
-        Ok(handle)
+        })
     }
 
     fn corrupt(&self, position: u64, reason: &str) -> LogError {

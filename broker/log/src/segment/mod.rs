@@ -36,13 +36,15 @@
 //! # Damage
 //!
 //! A frame or payload that is not what was written makes [`LogError::Corrupt`](crate::LogError::Corrupt) with file and position. The whole segment is then
-//! quarantined: renamed to `*.seg.quarantined`, kept for repair and listed by [`PartitionLog::quarantined`]; nothing of it is served any more.
+//! quarantined: renamed to `*.seg.quarantined`, kept until it is repaired and listed by [`PartitionLog::quarantined`]; nothing of it is served any more.
+//! [`PartitionLog::repair`] puts what another replica has in its place; [`PartitionLog::scrub`] looks for damage that nobody has met yet.
 
 mod clean;
 mod file;
 mod index;
 mod meta;
 mod partition;
+mod repair;
 mod state;
 
 #[cfg(test)]
@@ -53,4 +55,5 @@ mod tests;
 pub use clean::{Cleaned, FilesUnder, Rewrite, Rewritten};
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
+pub use repair::{Repair, RepairScope};
 pub use state::{Damage, PartitionState, QuarantinedSegment, Rolling, SegmentState};

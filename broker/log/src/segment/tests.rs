@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod moving;
+mod repair;
 
 use std::{fs, path::Path, sync::Arc};
 

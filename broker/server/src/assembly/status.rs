@@ -9,7 +9,7 @@ use palisade_config::{
     BrokerConfig,
     status::{
         BrokerStatus, EndpointCertificate, EndpointTrust, KekNeeds, KeyRotation, QuarantinedFile,
-        ShardReport,
+        RepairReport, ShardReport,
     },
 };
 use palisade_log::{ShardId, Wal};
@@ -169,6 +169,7 @@ impl State {
             .collect();
         let quarantined = self.broker.data.quarantined();
         let seen = self.keeper.seen();
+        let repairs = self.broker.data.repair_stats();
         BrokerStatus {
             broker_id: self.broker.node_id,
             cluster_id: self.broker.cluster_id.clone(),
@@ -195,6 +196,11 @@ impl State {
             key_rotations: seen.rotations,
             shredding_topics: seen.shredding,
             shredded_topics: seen.shredded,
+            repairs: RepairReport {
+                found: repairs.found,
+                repaired: repairs.repaired,
+                waiting: quarantined.len() as u64,
+            },
             quarantined: quarantined
                 .iter()
                 .map(|file| QuarantinedFile {
@@ -307,6 +313,16 @@ impl State {
         metrics
             .quarantined_files
             .set(count(self.broker.data.quarantined().len()));
+        let repairs = self.broker.data.repair_stats();
+        for (counter, value) in [
+            (&metrics.damaged_segments_found, repairs.found),
+            (&metrics.damaged_segments_repaired, repairs.repaired),
+            (&metrics.repair_bytes, repairs.bytes),
+            (&metrics.repair_handovers, repairs.handed_over),
+            (&metrics.scrubbed_bytes, repairs.scrubbed),
+        ] {
+            counter.inner().store(value, Ordering::Relaxed);
+        }
         metrics.topics.set(count(image.topics.len()));
         metrics
             .partitions

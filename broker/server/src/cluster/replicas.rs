@@ -192,7 +192,12 @@ async fn lead(
             fit_since.remove(id);
             continue;
         }
-        match step(cluster.me, shard, &status, &alive, &draining) {
+        // Who has damage gives leadership away again until it is repaired.
+        let mut fit = alive.clone();
+        for damaged in data.under_repair(*id) {
+            fit.remove(&damaged.broker());
+        }
+        match step(cluster.me, shard, &status, &fit, &draining) {
             Step::None => {
                 fit_since.remove(id);
             }

@@ -243,6 +243,9 @@ impl Bench {
         if let Some(task) = plane.cleaner.lock().take() {
             task.abort();
         }
+        for task in plane.repairers.lock().drain(..) {
+            task.abort();
+        }
         for handle in plane.handles().values() {
             handle.stop().await;
         }

@@ -14,7 +14,7 @@ use palisade_shard::{Formation, Message, NodeId, Transport, TransportError};
 use parking_lot::Mutex;
 
 use super::bench::{Bench, P0, TestCatalog, eventually};
-use crate::{Catalog, DataOptions, DataPlane};
+use crate::{Catalog, DataOptions, DataPlane, ScrubOptions};
 
 pub(super) const SHARD: ShardId = ShardId(1);
 
@@ -77,6 +77,7 @@ pub(super) struct Cluster {
     pub(super) brokers: Vec<Broker>,
     /// Small, so that whoever is behind is sent a snapshot.
     pub(super) tail_bytes: usize,
+    pub(super) scrub: ScrubOptions,
 }
 
 impl Cluster {
@@ -87,6 +88,7 @@ impl Cluster {
             catalog: Arc::default(),
             brokers: Vec::new(),
             tail_bytes: 32 << 10,
+            scrub: ScrubOptions::default(),
         };
         for id in 0..count {
             cluster.add(NodeId::of(id as i32, 1));
@@ -134,6 +136,8 @@ impl Cluster {
             checkpoint_wal_bytes: broker.bench.checkpoint_wal_bytes,
             housekeeping: Duration::from_millis(100),
             tail_bytes: self.tail_bytes,
+            scrub: self.scrub,
+            cleaner: broker.bench.cleaner,
             fs: broker.bench.fs(&broker.bench.data_fs),
             on_sync_failure: Arc::new(|_| {}),
             ..DataOptions::new(broker.bench.data_dir())

@@ -9,4 +9,5 @@ mod idempotence;
 mod lifecycle;
 mod produce_fetch;
 mod recovery_time;
+mod repair;
 mod replicas;

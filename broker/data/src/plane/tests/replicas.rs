@@ -13,7 +13,11 @@ use super::{
 use crate::{Access, Acks, DataError, Isolation, records::builder::TestBatch};
 
 /// Produces like a client: to whoever leads, again and again, until it is acknowledged.
-async fn produce_somewhere(cluster: &Cluster, topic: TopicId, sent: &TestBatch) -> Offset {
+pub(super) async fn produce_somewhere(
+    cluster: &Cluster,
+    topic: TopicId,
+    sent: &TestBatch,
+) -> Offset {
     for _ in 0..200 {
         let plane = cluster.plane(cluster.leader(SHARD).await);
         let answer = plane.produce(topic, P0, Bytes::from(sent.build()), Acks::All);
@@ -28,7 +32,7 @@ async fn produce_somewhere(cluster: &Cluster, topic: TopicId, sent: &TestBatch) 
     panic!("nobody takes it");
 }
 
-fn same_everywhere(cluster: &Cluster, topic: TopicId) -> usize {
+pub(super) fn same_everywhere(cluster: &Cluster, topic: TopicId) -> usize {
     let first = cluster.sealed(0, topic);
     for at in 1..cluster.brokers.len() {
         assert_eq!(cluster.sealed(at, topic), first, "broker {at}");
