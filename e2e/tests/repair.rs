@@ -19,7 +19,10 @@ use palisade_e2e::{
 const PATIENCE: Duration = Duration::from_secs(60);
 const TOPIC: &str = "kept";
 const PARTITIONS: usize = 3;
-const RECORDS: usize = 60_000;
+/// Records that are produced at a time until every replica has [`SEGMENTS`] of each partition, and how often at most.
+const LOT: usize = 20_000;
+const LOTS: usize = 12;
+const SEGMENTS: usize = 6;
 /// Batches of 50 that are produced while damage is met.
 const ROUNDS: usize = 40;
 
@@ -56,11 +59,6 @@ impl Setup {
         )?
         .success()?;
         let kcat = Kcat::new(&admin)?;
-        let lines: String = (0..RECORDS)
-            .map(|number| format!("{number} {}\n", "x".repeat(300)))
-            .collect();
-        kcat.produce(TOPIC, &lines, &["-X", "batch.num.messages=50"])?
-            .success()?;
         let mut setup = Self {
             cluster,
             admin,
@@ -68,10 +66,45 @@ impl Setup {
             kcat,
             expected: BTreeMap::new(),
         };
+        let records = setup.fill()?;
         setup.expected = setup.read()?;
-        ensure!(setup.expected.len() == RECORDS);
+        ensure!(setup.expected.len() == records);
         setup.settle()?;
         Ok(setup)
+    }
+
+    /// Produces until there are segments to damage on every broker. Who follows cuts them as the topic says a moment after the partition was made, so it is not known
+    /// before how many records that takes. Returns how many.
+    fn fill(&self) -> Result<usize> {
+        for lot in 0..LOTS {
+            let lines: String = (0..LOT)
+                .map(|number| format!("{lot}-{number} {}\n", "x".repeat(300)))
+                .collect();
+            self.kcat
+                .produce(TOPIC, &lines, &["-X", "batch.num.messages=50"])?
+                .success()?;
+            let mut fewest = usize::MAX;
+            for id in 0..3 {
+                for partition in 0..PARTITIONS {
+                    fewest =
+                        fewest.min(self.segments(id, partition).map_or(0, |files| files.len()));
+                }
+            }
+            if fewest >= SEGMENTS {
+                return Ok((lot + 1) * LOT);
+            }
+        }
+        anyhow::bail!("some replica does not cut segments as the topic says")
+    }
+
+    fn segments(&self, id: usize, partition: usize) -> Result<Vec<PathBuf>> {
+        let dir = self.partition_dir(id, partition)?;
+        let mut files: Vec<PathBuf> = fs::read_dir(dir)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<_>>()?;
+        files.retain(|file| file.extension().is_some_and(|end| end == "seg"));
+        files.sort();
+        Ok(files)
     }
 
     /// Reads everything from the start. Whatever kcat takes for an error ends it, and the test.
@@ -170,12 +203,7 @@ impl Setup {
 
     /// Flips one bit in the middle of a sealed segment.
     fn damage(&self, id: usize, partition: usize, segment: usize) -> Result<PathBuf> {
-        let dir = self.partition_dir(id, partition)?;
-        let mut files: Vec<PathBuf> = fs::read_dir(dir)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<Result<_>>()?;
-        files.retain(|file| file.extension().is_some_and(|end| end == "seg"));
-        files.sort();
+        let files = self.segments(id, partition)?;
         ensure!(files.len() > segment + 1, "{files:?}");
         let path = files[segment].clone();
         let file = fs::File::options().read(true).write(true).open(&path)?;
@@ -287,7 +315,7 @@ fn a_damaged_leader_hands_over_while_clients_go_on() -> Result<()> {
     setup.reads_all()?;
     assert_eq!(setup.cluster.status(leader)?.repairs.found, 1);
     setup.damage(leader, 1, 3)?;
-    let wanted = (RECORDS + ROUNDS * 50).to_string();
+    let wanted = (setup.expected.len() + ROUNDS * 50).to_string();
     let arguments = [
         "--topic",
         TOPIC,

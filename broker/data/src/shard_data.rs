@@ -47,6 +47,8 @@ pub(crate) struct ShardData {
     /// Number of the next directory of a partition: none is used twice, so that a partition never meets the files of another.
     next_dir: AtomicU64,
     slots: RwLock<HashMap<Key, Arc<Slot>>>,
+    /// Some slot has not been told yet when its topic wants segments to be rolled.
+    unsettled: AtomicBool,
     /// The KEK that the manifest on disk is under.
     manifest_kek: Mutex<KekId>,
 }
@@ -78,6 +80,7 @@ impl ShardData {
             default_segment_bytes: setup.segment_bytes,
             next_dir: AtomicU64::new(0),
             slots: RwLock::default(),
+            unsettled: AtomicBool::new(false),
             manifest_kek: Mutex::new(manifest_kek),
         }
     }
@@ -92,11 +95,17 @@ impl ShardData {
             return slot;
         }
         let mut slots = self.slots.write();
-        Arc::clone(
-            slots
-                .entry(key)
-                .or_insert_with(|| Arc::new(Slot::new(key, self.default_rolling()))),
-        )
+        let slot = slots.entry(key).or_insert_with(|| {
+            self.unsettled.store(true, Ordering::Release);
+            Arc::new(Slot::new(key, self.default_rolling()))
+        });
+        Arc::clone(slot)
+    }
+
+    /// Whether slots were made since this was asked last: they roll segments by [`Self::default_rolling`] until they are told better.
+    pub(crate) fn take_unsettled(&self) -> bool {
+        // It is read again and again, and written hardly ever.
+        self.unsettled.load(Ordering::Relaxed) && self.unsettled.swap(false, Ordering::AcqRel)
     }
 
     /// When segments are rolled as long as nobody has looked at the topic's settings.

@@ -15,7 +15,7 @@ use tokio::{
 use super::{DataPlane, handle::ShardHandle};
 use crate::{
     command::{DataCommand, Key},
-    shard_data::now_ms,
+    shard_data::{ShardData, now_ms},
 };
 
 /// How often it is looked whether something is to be done.
@@ -70,9 +70,11 @@ impl Housekeeper {
         let version = plane.catalog.version();
         // Regularly too: an append that raced with the deletion may have made a partition again.
         if regular || self.seen_version != Some(version) {
-            plane.follow_settings();
+            plane.follow_settings(|_| true);
             plane.drop_deleted_topics(version).await;
             self.seen_version = Some(version);
+        } else {
+            plane.follow_settings(ShardData::take_unsettled);
         }
         if regular {
             plane.enforce_retention().await;
@@ -149,8 +151,9 @@ impl DataPlane {
     }
 
     /// Segments are rolled as each topic says, also by those who follow.
-    pub(super) fn follow_settings(&self) {
-        for handle in self.handles().values() {
+    pub(super) fn follow_settings(&self, of: impl Fn(&ShardData) -> bool) {
+        let handles = self.handles();
+        for handle in handles.values().filter(|handle| of(&handle.data)) {
             for slot in handle.data.slots() {
                 if let Ok(Some(view)) = self.catalog.topic(slot.key.0) {
                     slot.set_rolling(handle.data.rolling(&view.settings));
