@@ -53,7 +53,7 @@ fn leader(java: &mut Java, admin: &Access, topic: &str) -> Result<usize> {
 /// Three brokers form a cluster, spread a topic with three replicas, and Kafka's tools show it as they show their own.
 #[test]
 fn three_brokers_form_a_cluster_that_kafkas_tools_understand() -> Result<()> {
-    let cluster = Cluster::start(3)?;
+    let mut cluster = Cluster::start(3)?;
     let admin = cluster.admin()?;
     let mut java = Java::lease()?;
     create(&mut java, &admin, "spread")?;
@@ -113,7 +113,75 @@ fn three_brokers_form_a_cluster_that_kafkas_tools_understand() -> Result<()> {
     )?
     .success()?
     .says("spread")?;
+    every_broker_describes_the_quorum(&cluster, &mut java)?;
+    leadership_goes_back_when_it_is_asked_for(&mut cluster, &admin, &mut java)
+}
+
+/// `kafka-metadata-quorum`, of whichever broker: those that do not lead ask the one that does.
+fn every_broker_describes_the_quorum(cluster: &Cluster, java: &mut Java) -> Result<()> {
+    for id in 0..3 {
+        let admin = cluster.admin_of(id)?;
+        let mut quorum = |arguments: &[&str]| -> Result<String> {
+            let outcome = java.subcommand(tool::METADATA_QUORUM, &admin, arguments)?;
+            Ok(outcome.success()?.stdout)
+        };
+        wait_until("all voters have everything", PATIENCE, || {
+            let status = quorum(&["describe", "--status"])?;
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.map(str::trim)
+                    .with_context(|| format!("{name} {status}"))
+            };
+            ensure!(field("ClusterId:")? == "e2e-cluster", "{status}");
+            ensure!(["0", "1", "2"].contains(&field("LeaderId:")?), "{status}");
+            ensure!(field("HighWatermark:")?.parse::<u64>()? > 5, "{status}");
+            ensure!(field("MaxFollowerLag:")? == "0", "{status}");
+            let voters = field("CurrentVoters:")?;
+            for voter in 0..3 {
+                ensure!(voters.contains(&format!("\"id\": {voter}")), "{status}");
+            }
+            Ok(())
+        })?;
+        let replicas = quorum(&["describe", "--replication"])?;
+        let with = |role: &str| replicas.lines().filter(|line| line.contains(role)).count();
+        ensure!((with("Leader"), with("Follower")) == (1, 2), "{replicas}");
+    }
     Ok(())
+}
+
+/// `kafka-leader-election` brings leadership back at once that a restart has moved, rather than seconds later.
+fn leadership_goes_back_when_it_is_asked_for(
+    cluster: &mut Cluster,
+    admin: &Access,
+    java: &mut Java,
+) -> Result<()> {
+    let preferred = leader(java, admin, "spread")?;
+    let elect = |java: &mut Java, arguments: &[&str]| {
+        let preferred = [&["--election-type", "preferred"], arguments].concat();
+        java.tool(tool::LEADER_ELECTION, admin, &preferred)
+    };
+    let first = ["--topic", "spread", "--partition", "0"];
+    elect(java, &first)?.says("Valid replica already elected")?;
+    elect(java, &["--topic", "spread", "--partition", "77"])?.refused("does not exist")?;
+    for _ in 0..5 {
+        cluster.stop(preferred)?;
+        let meanwhile = leader(java, admin, "spread")?;
+        ensure!(meanwhile != preferred);
+        cluster.launch(preferred)?;
+        let mut said = String::new();
+        wait_until("it was elected, or was given back", PATIENCE, || {
+            said = elect(java, &first)?.success()?.stdout;
+            Ok(())
+        })?;
+        ensure!(leader(java, admin, "spread")? == preferred, "{said}");
+        // On a slow machine it may have been given back without being asked for.
+        if said.contains("Successfully completed leader election (PREFERRED)") {
+            let log = cluster.log(meanwhile);
+            ensure!(log.contains("because a client asked for it"), "{log}");
+            return Ok(());
+        }
+    }
+    anyhow::bail!("leadership was always given back before it was asked for")
 }
 
 /// Kill -9 of the broker that leads, under load, again and again.

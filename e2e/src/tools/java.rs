@@ -20,6 +20,8 @@ use super::{Access, Background, Outcome, run};
 const POM: &str = include_str!("../../kafka/pom.xml");
 const RUNNER: &str = include_str!("../../kafka/ToolRunner.java");
 
+/// How long a tool may take.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Bounds the memory of a JVM and its start: these programs live for seconds.
 const JVM_OPTIONS: [&str; 5] = [
     "-Xmx384m",
@@ -54,6 +56,10 @@ pub mod tool {
     pub const LOG_DIRS: &str = "org.apache.kafka.tools.LogDirsCommand";
     /// `kafka-cluster`.
     pub const CLUSTER: &str = "org.apache.kafka.tools.ClusterTool";
+    /// `kafka-metadata-quorum`; see [`Java::subcommand`](super::Java::subcommand).
+    pub const METADATA_QUORUM: &str = "org.apache.kafka.tools.MetadataQuorumCommand";
+    /// `kafka-leader-election`.
+    pub const LEADER_ELECTION: &str = "org.apache.kafka.tools.LeaderElectionCommand";
     /// `kafka-broker-api-versions`.
     pub const API_VERSIONS: &str = "org.apache.kafka.tools.BrokerApiVersionsCommand";
     /// `kafka-producer-perf-test`.
@@ -137,6 +143,21 @@ impl Java {
         self.feed(class, access, arguments, b"")
     }
 
+    /// As [`Java::tool`], for tools that want the connection before a subcommand that has options of its own.
+    ///
+    /// # Errors
+    /// When the JVM is gone.
+    pub fn subcommand(
+        &mut self,
+        class: &str,
+        access: &Access,
+        arguments: &[&str],
+    ) -> Result<Outcome> {
+        let mut all: Vec<String> = connection(access).into_iter().collect();
+        all.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self.call(class, &all, b"", LIMIT)
+    }
+
     /// As [`Java::tool`], with something on standard input.
     ///
     /// # Errors
@@ -153,7 +174,7 @@ impl Java {
             .map(|&argument| argument.to_owned())
             .chain(connection(access))
             .collect();
-        self.call(class, &arguments, input, Duration::from_secs(60))
+        self.call(class, &arguments, input, LIMIT)
     }
 
     fn call(

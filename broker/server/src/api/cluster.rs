@@ -1,19 +1,15 @@
-//! What is asked about the cluster as a whole: DescribeCluster (60), DescribeLogDirs (35), ElectLeaders (43),
-//! ListPartitionReassignments (46).
+//! What is asked about the cluster as a whole: DescribeCluster (60), DescribeLogDirs (35), ListPartitionReassignments (46).
 
 use std::collections::BTreeMap;
 
 use kafka_protocol::messages::{
     BrokerId, DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
-    DescribeLogDirsResponse, ElectLeadersRequest, ElectLeadersResponse,
-    ListPartitionReassignmentsResponse, TopicName,
+    DescribeLogDirsResponse, ListPartitionReassignmentsResponse, TopicName,
     describe_cluster_response::DescribeClusterBroker,
     describe_log_dirs_response::{
         DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
     },
-    elect_leaders_response::{PartitionResult, ReplicaElectionResult},
 };
-use palisade_log::PartitionIndex;
 use palisade_security::acl::Operation;
 
 use super::{Context, metadata::reachable};
@@ -89,52 +85,6 @@ pub(crate) fn log_dirs(ctx: &Context, request: &DescribeLogDirsRequest) -> Descr
         .with_topics(topics)
         .with_total_bytes(total);
     DescribeLogDirsResponse::default().with_results(vec![dir])
-}
-
-/// Partitions are led by the leader of their shard, which shards elect for themselves: there is nothing to elect.
-pub(crate) fn elect_leaders(ctx: &Context, request: &ElectLeadersRequest) -> ElectLeadersResponse {
-    if !ctx.allows_cluster(Operation::Alter) {
-        let code = ctx.code(KafkaError::ClusterAuthorizationFailed);
-        let response = ElectLeadersResponse::default();
-        return if ctx.version >= 1 {
-            response.with_error_code(code)
-        } else {
-            response
-        };
-    }
-    let result = |topic: &str, index: i32| {
-        let known = ctx
-            .image
-            .topics
-            .by_name(topic)
-            .and_then(|topic| topic.shard(PartitionIndex(index)));
-        let error = match known {
-            Some(_) => KafkaError::ElectionNotNeeded,
-            None => KafkaError::UnknownTopicOrPartition,
-        };
-        PartitionResult::default()
-            .with_partition_id(index)
-            .with_error_code(error.code())
-            .with_error_message(Some(error.to_string().into()))
-    };
-    // Without a list every partition is meant, and Kafka leaves out those that need no election.
-    let results = request
-        .topic_partitions
-        .iter()
-        .flatten()
-        .map(|asked| {
-            ReplicaElectionResult::default()
-                .with_topic(asked.topic.clone())
-                .with_partition_result(
-                    asked
-                        .partitions
-                        .iter()
-                        .map(|index| result(&asked.topic, *index))
-                        .collect(),
-                )
-        })
-        .collect();
-    ElectLeadersResponse::default().with_replica_election_results(results)
 }
 
 /// Partitions stay in their shard, so no reassignment is ever under way.

@@ -10,6 +10,7 @@ mod context;
 mod create_topics;
 mod delete_records;
 mod describe_topic_partitions;
+mod elect_leaders;
 mod fetch;
 mod find_coordinator;
 mod groups;
@@ -20,6 +21,7 @@ mod offset_for_leader_epoch;
 pub(crate) mod offsets;
 mod produce;
 mod producers;
+mod quorum;
 mod scram_credentials;
 
 use std::{
@@ -250,7 +252,8 @@ async fn dispatch(ctx: &Context, body: RequestKind) -> Option<Answer> {
         }
         Q::DescribeCluster(request) => A::DescribeCluster(cluster::describe(ctx, &request)),
         Q::DescribeLogDirs(request) => A::DescribeLogDirs(cluster::log_dirs(ctx, &request)),
-        Q::ElectLeaders(request) => A::ElectLeaders(cluster::elect_leaders(ctx, &request)),
+        Q::ElectLeaders(request) => A::ElectLeaders(elect_leaders::handle(ctx, request).await),
+        Q::DescribeQuorum(request) => A::DescribeQuorum(quorum::describe(ctx, request).await),
         Q::ListPartitionReassignments(_) => {
             A::ListPartitionReassignments(cluster::list_reassignments(ctx))
         }

@@ -10,7 +10,7 @@ use palisade_peer::{CLUSTER_CHANNEL, Handler, Refused};
 use palisade_shard::{Message, NodeId};
 
 use super::{
-    Cluster,
+    Cluster, Election,
     messages::{Answer, ChangeFailure, Question},
 };
 
@@ -70,6 +70,20 @@ impl Desk {
                 })
             }
             .boxed(),
+            (Question::Quorum, cluster) => {
+                let quorum = cluster.and_then(|cluster| cluster.own_metadata_quorum());
+                async move { Answer::Quorum(quorum) }.boxed()
+            }
+            (Question::GiveBack(shard), cluster) => {
+                let known = cluster.zip(self.data.get().cloned());
+                async move {
+                    Answer::GaveBack(match known {
+                        Some((cluster, data)) => cluster.give_back(&data, shard).await,
+                        None => Election::Unavailable("its leader is starting".to_owned()),
+                    })
+                }
+                .boxed()
+            }
             (Question::Change(_), None) => {
                 async { Answer::Changed(Err(ChangeFailure::NotController)) }.boxed()
             }

@@ -1,11 +1,12 @@
 //! What brokers say to each other about the cluster, on a channel of its own: a kind, then postcard.
 
 use bytes::Bytes;
+use palisade_log::ShardId;
 use palisade_metadata::{MetadataError, MetadataResponse};
 use palisade_shard::{Message, NodeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::LeaderTable;
+use super::{Election, LeaderTable, Quorum};
 
 /// Format of what follows in the head; another one is refused, which a rolling upgrade has to avoid.
 const FORMAT: u8 = 1;
@@ -23,6 +24,10 @@ pub(crate) enum Question {
     Leaders(LeaderTable),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),
+    /// How far the replicas of shard 0 are, for its leader.
+    Quorum,
+    /// Have the preferred replica lead a shard, for its leader.
+    GiveBack(ShardId),
 }
 
 /// What is answered.
@@ -41,6 +46,10 @@ pub(crate) enum Answer {
     Noted,
     /// To [`Question::Change`]: the response and the version of the metadata that has the change.
     Changed(Result<(MetadataResponse, u64), ChangeFailure>),
+    /// To [`Question::Quorum`]; nothing when the broker that was asked does not lead.
+    Quorum(Option<Quorum>),
+    /// To [`Question::GiveBack`].
+    GaveBack(Election),
 }
 
 /// Why a change was not made.
@@ -110,8 +119,6 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use palisade_log::ShardId;
-
     use super::*;
 
     #[test]
@@ -122,6 +129,8 @@ mod tests {
             Question::WhoAreYou,
             Question::Leaders(table),
             Question::Change(vec![1, 2, 3]),
+            Question::Quorum,
+            Question::GiveBack(ShardId(4)),
         ] {
             assert_eq!(Question::decode(&question.encode()).unwrap(), question);
         }
@@ -133,6 +142,17 @@ mod tests {
                 controller: Some(0),
             },
             Answer::Changed(Ok((MetadataResponse::Done, 12))),
+            Answer::Quorum(None),
+            Answer::Quorum(Some(Quorum {
+                leader: NodeId::of(1, 9),
+                term: 3,
+                last_index: 8,
+                committed: 7,
+                voters: [NodeId::of(1, 9)].into(),
+                learners: [NodeId::of(2, 1)].into(),
+                matched: [(NodeId::of(1, 9), 8)].into(),
+            })),
+            Answer::GaveBack(Election::Unavailable("away".to_owned())),
             Answer::Changed(Err(ChangeFailure::Refused(MetadataError::TopicExists(
                 "t".to_owned(),
             )))),

@@ -4,6 +4,7 @@
 //! formation   the first start: one shard 0, formed once
 //! gossip      who leads which shard; spread tells it to everyone
 //! changes     metadata changes, wherever they are asked for, go to the leader of shard 0
+//! leading     what only a shard's leader can say or do, for clients that ask any broker
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
 //! controller  what only the leader of shard 0 does: registrations' consequences, pools, balance
 //! ```
@@ -15,6 +16,7 @@ mod controller;
 mod formation;
 mod gossip;
 mod handler;
+mod leading;
 mod messages;
 mod replicas;
 mod spread;
@@ -42,6 +44,7 @@ pub(crate) use controller::{Founding, run as control};
 pub(crate) use formation::find_out;
 pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
+pub(crate) use leading::{Election, Quorum};
 pub(crate) use messages::ChangeFailure;
 pub(crate) use replicas::run as replicas;
 pub(crate) use spread::run as spread;
@@ -268,6 +271,15 @@ impl Cluster {
                 "not every shard was taken over before the stop; the others elect a leader"
             );
         }
+    }
+
+    /// Brokers that could lead a shard, as far as they can be reached and have no damage: who has some gives leadership away again until it is repaired.
+    fn fit(&self, data: &DataPlane, shard: ShardId) -> BTreeSet<i32> {
+        let mut fit = self.alive();
+        for damaged in data.under_repair(shard) {
+            fit.remove(&damaged.broker());
+        }
+        fit
     }
 
     /// Brokers that can be reached, this one among them.

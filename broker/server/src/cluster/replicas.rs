@@ -59,14 +59,18 @@ pub(super) fn step(
                     .get(node)
                     .is_some_and(|matched| matched.saturating_add(CLOSE) >= status.last_index))
     };
-    let preferred = assigned
-        .replicas
-        .iter()
-        .find(|node| !draining.contains(&node.broker()));
-    match preferred {
-        Some(preferred) if *preferred != me && fit(preferred) => Step::Prefer(*preferred),
+    match preferred(assigned, draining) {
+        Some(preferred) if preferred != me && fit(&preferred) => Step::Prefer(preferred),
         _ => Step::None,
     }
+}
+
+/// The replica that the assignment wants to lead, among those that stay.
+pub(super) fn preferred(assigned: &ShardInfo, draining: &BTreeSet<i32>) -> Option<NodeId> {
+    let mut replicas = assigned.replicas.iter();
+    replicas
+        .find(|node| !draining.contains(&node.broker()))
+        .copied()
 }
 
 /// The replica that is best fit to lead when `me` stops: one that can be reached and lacks the least.
@@ -102,7 +106,7 @@ pub(super) fn assigned(me: NodeId, image: &Image) -> BTreeMap<ShardId, &ShardInf
 }
 
 /// Brokers that are to lose what they have.
-fn draining(image: &Image) -> BTreeSet<i32> {
+pub(super) fn draining(image: &Image) -> BTreeSet<i32> {
     let brokers = image.brokers.values().filter(|broker| broker.draining);
     brokers.map(|broker| broker.id).collect()
 }
@@ -182,7 +186,6 @@ async fn lead(
     image: &Image,
     fit_since: &mut BTreeMap<ShardId, (NodeId, Instant)>,
 ) {
-    let alive = cluster.alive();
     let draining = draining(image);
     for (id, shard) in image.shards.iter() {
         let Some(status) = data.shard_status(*id) else {
@@ -192,11 +195,7 @@ async fn lead(
             fit_since.remove(id);
             continue;
         }
-        // Who has damage gives leadership away again until it is repaired.
-        let mut fit = alive.clone();
-        for damaged in data.under_repair(*id) {
-            fit.remove(&damaged.broker());
-        }
+        let fit = cluster.fit(data, *id);
         match step(cluster.me, shard, &status, &fit, &draining) {
             Step::None => {
                 fit_since.remove(id);

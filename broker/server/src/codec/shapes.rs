@@ -95,6 +95,7 @@ pub(super) fn shape(api: ApiKey) -> Option<&'static Kind> {
         ApiKey::AlterClientQuotas => &admin::ALTER_CLIENT_QUOTAS,
         ApiKey::DescribeUserScramCredentials => &admin::DESCRIBE_USER_SCRAM_CREDENTIALS,
         ApiKey::AlterUserScramCredentials => &admin::ALTER_USER_SCRAM_CREDENTIALS,
+        ApiKey::DescribeQuorum => &admin::DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => &admin::DESCRIBE_CLUSTER,
         ApiKey::DescribeProducers => &admin::DESCRIBE_PRODUCERS,
         ApiKey::ListConfigResources => &admin::LIST_CONFIG_RESOURCES,

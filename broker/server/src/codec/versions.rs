@@ -70,6 +70,7 @@ pub(crate) const SUPPORTED: &[Api] = &[
     api!(AlterClientQuotas, 0, 1),
     api!(DescribeUserScramCredentials, 0, 0),
     api!(AlterUserScramCredentials, 0, 0),
+    api!(DescribeQuorum, 0, 2),
     api!(DescribeCluster, 0, 2),
     api!(DescribeProducers, 0, 0),
     api!(ListConfigResources, 0, 1),

@@ -415,3 +415,20 @@ pub(super) const DESCRIBE_TOPIC_PARTITIONS: Kind = Struct(
     ],
     &[],
 );
+
+pub(super) const DESCRIBE_QUORUM: Kind = Struct(
+    &[all(
+        "topics",
+        Array(&Struct(
+            &[
+                all("topic_name", Str),
+                all(
+                    "partitions",
+                    Array(&Struct(&[all("partition_index", Fixed(4))], &[])),
+                ),
+            ],
+            &[],
+        )),
+    )],
+    &[],
+);
