@@ -317,16 +317,12 @@ impl DataMachine {
 
     /// Syncs every log and stores the manifest. Nothing is appended meanwhile: appends come through this machine.
     fn save(&self, at: LogPosition) -> Result<(), DataError> {
-        let now = now_ms();
+        self.data.sync().map_err(DataError::Log)?;
         let mut partitions = Vec::new();
         for slot in self.data.slots() {
             let Some(partition) = slot.partition() else {
                 continue;
             };
-            partition
-                .log
-                .sync(slot.rolling(), now)
-                .map_err(DataError::Log)?;
             let replicated = partition.replicated.lock();
             partitions.push(PartitionManifest {
                 key: slot.key,

@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashMap,
+    panic::resume_unwind,
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -27,6 +28,10 @@ use crate::{
     slot::{Partition, Replicated, Slot},
     types::DataError,
 };
+
+/// How many threads sync logs at once, besides the one that asks for it, and how many logs are worth another thread.
+const SYNC_THREADS: usize = 15;
+const SYNCS_PER_THREAD: usize = 8;
 
 /// Shared by a shard's state machine, the data plane and its readers.
 #[derive(Debug)]
@@ -242,15 +247,33 @@ impl ShardData {
         }
     }
 
-    /// Syncs every log, so that a checkpoint right after it has little to do.
+    /// Syncs every log, so that a checkpoint right after it has little to do. Blocks.
+    ///
+    /// Several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
     pub(crate) fn sync(&self) -> Result<(), LogError> {
         let now = now_ms();
-        for slot in self.slots() {
-            if let Some(partition) = slot.partition() {
-                partition.log.sync(slot.rolling(), now)?;
+        let slots = self.slots();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Some(partition) = slot.partition() {
+                    partition.log.sync(slot.rolling(), now)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        let threads = (slots.len() / SYNCS_PER_THREAD).min(SYNC_THREADS);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (0..threads)
+                // Without one more thread it takes longer.
+                .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            let mut outcome = work();
+            for other in others {
+                outcome = outcome.and(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            }
+            outcome
+        })
     }
 
     /// Says that a manifest is durable: what it does not need any more goes.
