@@ -6,11 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use palisade_log::{LogError, Offset};
+use bytes::Bytes;
+use palisade_log::{LogError, Offset, PartitionIndex};
 use palisade_seal::{DirectoryProvider, FileKeys, KeyProvider};
 
-use super::bench::{Bench, batch, eventually, fetch, produce, read_values};
-use crate::DataError;
+use super::bench::{Bench, Opened, batch, eventually, fetch, produce, read_values, values_of};
+use crate::{Acks, DataError, Isolation};
 
 fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
@@ -139,6 +140,43 @@ async fn what_could_not_be_synced_is_written_again_by_the_next_start() {
     let plane = bench.start().await;
     assert_eq!(read_values(&plane, topic).len(), 10);
     plane.checkpoint().await.unwrap();
+    plane.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_many_partitions_counts_when_all_of_them_are_synced() {
+    const PARTITIONS: i32 = 100;
+    let bench = Bench::new();
+    let topic = bench.catalog.create(100, |_| {});
+    let mut plane = bench.start().await;
+    let mut written = 0;
+    // Each partition takes two changes of the disk or more, so the disk is gone in the midst of it, or it is not.
+    for steps in [Some(60), Some(150), None] {
+        for index in 0..PARTITIONS {
+            let records = Bytes::from(batch(&format!("{index}-{written}"), 1).build());
+            plane
+                .produce(topic, PartitionIndex(index), records, Acks::All)
+                .await
+                .unwrap();
+        }
+        written += 1;
+        bench.data_fs.set_steps(steps);
+        assert_eq!(plane.checkpoint().await.is_ok(), steps.is_none());
+        // The power fails: what was not synced is lost.
+        bench.data_fs.crash(|| false).unwrap();
+        bench.kill(plane).await;
+        plane = bench.start().await;
+        for index in 0..PARTITIONS {
+            let end = plane.offsets_of(topic, PartitionIndex(index)).unwrap().1;
+            assert_eq!(end, Offset(written), "partition {index}");
+            let isolation = Isolation::ReadUncommitted;
+            let at = Offset(written - 1);
+            let fetched = plane.fetch(topic, PartitionIndex(index), at, 1 << 20, isolation);
+            let records = Opened::of(fetched.unwrap()).unwrap().records;
+            let value = format!("{index}-{}-0", written - 1);
+            assert!(values_of(&records).contains(&value), "partition {index}");
+        }
+    }
     plane.shutdown().await;
 }
 
