@@ -70,6 +70,12 @@ impl Desk {
                 })
             }
             .boxed(),
+            (Question::Holdings(broker), cluster) => {
+                let (cluster, data) = (cluster.as_ref(), self.data.get());
+                let known = cluster.zip(data);
+                let holdings = known.map(|(cluster, data)| cluster.holdings(data, broker));
+                async move { Answer::Holds(holdings.unwrap_or_default()) }.boxed()
+            }
             (Question::Change(_), None) => {
                 async { Answer::Changed(Err(ChangeFailure::NotController)) }.boxed()
             }

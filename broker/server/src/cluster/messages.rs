@@ -5,7 +5,7 @@ use palisade_metadata::{MetadataError, MetadataResponse};
 use palisade_shard::{Message, NodeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::LeaderTable;
+use super::{LeaderTable, removal::Holdings};
 
 /// Format of what follows in the head; another one is refused, which a rolling upgrade has to avoid.
 const FORMAT: u8 = 1;
@@ -23,6 +23,8 @@ pub(crate) enum Question {
     Leaders(LeaderTable),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),
+    /// Which shards still count on this broker.
+    Holdings(i32),
 }
 
 /// What is answered.
@@ -41,6 +43,8 @@ pub(crate) enum Answer {
     Noted,
     /// To [`Question::Change`]: the response and the version of the metadata that has the change.
     Changed(Result<(MetadataResponse, u64), ChangeFailure>),
+    /// To [`Question::Holdings`].
+    Holds(Holdings),
 }
 
 /// Why a change was not made.
@@ -122,6 +126,7 @@ mod tests {
             Question::WhoAreYou,
             Question::Leaders(table),
             Question::Change(vec![1, 2, 3]),
+            Question::Holdings(3),
         ] {
             assert_eq!(Question::decode(&question.encode()).unwrap(), question);
         }
@@ -133,6 +138,10 @@ mod tests {
                 controller: Some(0),
             },
             Answer::Changed(Ok((MetadataResponse::Done, 12))),
+            Answer::Holds(Holdings {
+                led: [ShardId(0), ShardId(4)].into(),
+                held: [ShardId(4)].into(),
+            }),
             Answer::Changed(Err(ChangeFailure::Refused(MetadataError::TopicExists(
                 "t".to_owned(),
             )))),

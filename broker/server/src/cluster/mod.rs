@@ -5,6 +5,7 @@
 //! gossip      who leads which shard; spread tells it to everyone
 //! changes     metadata changes, wherever they are asked for, go to the leader of shard 0
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
+//! removal     forgets a broker for good, once no shard counts on it any more
 //! controller  what only the leader of shard 0 does: registrations' consequences, pools, balance
 //! ```
 //!
@@ -16,6 +17,7 @@ mod formation;
 mod gossip;
 mod handler;
 mod messages;
+mod removal;
 mod replicas;
 mod spread;
 
@@ -43,6 +45,7 @@ pub(crate) use formation::find_out;
 pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
 pub(crate) use messages::ChangeFailure;
+pub(crate) use removal::RemovalError;
 pub(crate) use replicas::run as replicas;
 pub(crate) use spread::run as spread;
 
@@ -183,6 +186,7 @@ impl Cluster {
                     id: *id,
                     connected,
                     since: Leaf::rfc3339(since),
+                    draining: image.brokers.get(id).is_some_and(|broker| broker.draining),
                 }
             })
             .collect()
@@ -212,13 +216,14 @@ impl Cluster {
         partitions.filter(|shard| behind.contains(shard)).count() as u64
     }
 
-    /// Whether this broker was told to give everything away, and has.
+    /// Whether this broker was told to give everything away, and has: its data, and its vote on the metadata.
     pub(crate) fn is_drained(&self, data: &DataPlane) -> bool {
         let image = self.image();
         let registered = image.brokers.get(&self.me.broker());
         registered.is_some_and(|broker| broker.draining)
             && image.shards_on(self.me.broker()).next().is_none()
             && data.hosted().is_empty()
+            && !self.metadata.status().voters.contains(&self.me)
     }
 
     /// Whether everything that is assigned to this broker is hosted here, has a leader, and counts this replica among its voters: until then the loss of

@@ -34,6 +34,8 @@ pub(super) enum Step {
     None,
     /// The leader changes the voters.
     Members(BTreeSet<NodeId>),
+    /// The leader is to lose its replica: it hands over to one that stays, which then changes the voters, so that nobody waits for an election.
+    Leave(NodeId),
     /// The leader hands over, once the target has been fit for a while.
     Prefer(NodeId),
 }
@@ -47,9 +49,6 @@ pub(super) fn step(
     draining: &BTreeSet<i32>,
 ) -> Step {
     let wanted = assigned.voters();
-    if wanted != status.voters {
-        return Step::Members(wanted);
-    }
     let fit = |node: &NodeId| {
         *node == me
             || (alive.contains(&node.broker())
@@ -59,6 +58,15 @@ pub(super) fn step(
                     .get(node)
                     .is_some_and(|matched| matched.saturating_add(CLOSE) >= status.last_index))
     };
+    if !wanted.contains(&me) {
+        let mut staying = assigned.replicas.iter();
+        let heir = staying.find(|node| status.voters.contains(node) && fit(node));
+        return heir.map_or(Step::Members(wanted), |heir| Step::Leave(*heir));
+    }
+    // A learner is a replica that is on its way, or one whose leadership ended while it removed itself: either way there is something left to do.
+    if wanted != status.voters || !status.learners.is_empty() {
+        return Step::Members(wanted);
+    }
     let preferred = assigned
         .replicas
         .iter()
@@ -158,14 +166,16 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
             }
         }
     }
-    for id in hosted {
-        // Only when the shard itself has let go of this replica: until then its vote counts.
-        let released = image.shards.contains_key(&id)
-            && !wanted.contains_key(&id)
-            && data.shard_status(id).is_some_and(|status| {
-                !status.voters.contains(&cluster.me) && !status.learners.contains(&cluster.me)
-            });
-        if released {
+    // Only when the shard itself has let go of this replica: until then its vote counts. A replica that was removed is not told of it, so the leader is asked.
+    let moved: BTreeSet<ShardId> = hosted
+        .into_iter()
+        .filter(|id| image.shards.contains_key(id) && !wanted.contains_key(id))
+        .collect();
+    if moved.is_empty() {
+        return;
+    }
+    for id in cluster.let_go_of(cluster.me.broker()).await {
+        if moved.contains(&id) {
             match data.unhost(id).await {
                 Ok(()) => info!(shard = %id, "removed a replica that has moved to other brokers"),
                 Err(error) => {
@@ -173,6 +183,12 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
                 }
             }
         }
+    }
+}
+
+async fn change_members(data: &DataPlane, shard: ShardId, voters: BTreeSet<NodeId>) {
+    if let Err(error) = data.set_members(shard, voters).await {
+        debug!(%shard, %error, "cannot change the members of a shard yet");
     }
 }
 
@@ -201,9 +217,12 @@ async fn lead(
             Step::None => {
                 fit_since.remove(id);
             }
-            Step::Members(voters) => {
-                if let Err(error) = data.set_members(*id, voters).await {
-                    debug!(shard = %id, %error, "cannot change the members of a shard yet");
+            Step::Members(voters) => change_members(data, *id, voters).await,
+            Step::Leave(to) => {
+                debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
+                if let Err(error) = data.transfer(*id, to).await {
+                    debug!(shard = %id, %error, "leadership was not handed over");
+                    change_members(data, *id, shard.voters()).await;
                 }
             }
             Step::Prefer(to) => {
@@ -258,6 +277,35 @@ mod tests {
         assert_eq!(
             step(A, &moved, &status(&[A, B, C], &[]), &alive, &none),
             Step::Members(BTreeSet::from([B, C, NodeId::of(3, 1)]))
+        );
+    }
+
+    #[test]
+    fn a_leader_that_is_to_leave_hands_over_first() {
+        let alive = BTreeSet::from([0, 1, 2, 3]);
+        let draining = BTreeSet::from([0]);
+        let new = NodeId::of(3, 1);
+        let moved = shard(&[new, B, C]);
+        // Not to the one that comes: it has nothing yet.
+        let leaving = status(&[A, B, C], &[(B, 100), (C, 5000)]);
+        assert_eq!(step(A, &moved, &leaving, &alive, &draining), Step::Leave(C));
+        let behind = status(&[A, B, C], &[(B, 100), (C, 100)]);
+        assert_eq!(
+            step(A, &moved, &behind, &alive, &draining),
+            Step::Members(moved.voters())
+        );
+    }
+
+    #[test]
+    fn a_former_replica_is_let_go_of() {
+        let alive = BTreeSet::from([0, 1, 2, 3]);
+        let none = BTreeSet::new();
+        let wanted = shard(&[A, B, C]);
+        let mut members = status(&[A, B, C], &[]);
+        members.learners = BTreeSet::from([NodeId::of(3, 1)]);
+        assert_eq!(
+            step(A, &wanted, &members, &alive, &none),
+            Step::Members(wanted.voters())
         );
     }
 
