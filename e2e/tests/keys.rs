@@ -67,12 +67,16 @@ fn a_key_encryption_key_is_replaced_under_load_and_destroyed() -> Result<()> {
         let old = fs::read_to_string(directory.join("current"))?
             .trim()
             .to_owned();
-        let before = settled(&broker, &old)?;
-        let needs = needs_of(&before, &old);
-        assert!(
-            needs.segments > 0 && needs.wal_files > 0 && needs.manifests > 0 && needs.keys == 1,
-            "{before:?}"
-        );
+        // What is settled is looked at every ten seconds only.
+        let needs = wait_until("the old key is needed for everything", SETTLING, || {
+            let keys = settled(&broker, &old)?;
+            let needs = needs_of(&keys, &old);
+            ensure!(
+                needs.segments > 0 && needs.wal_files > 0 && needs.manifests > 0 && needs.keys == 1,
+                "{keys:?}"
+            );
+            Ok(needs)
+        })?;
         // As a Secret is changed: the key is there before it is made the current one.
         let key: [u8; 32] = random()?;
         fs::write(

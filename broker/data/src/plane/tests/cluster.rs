@@ -137,6 +137,7 @@ impl Cluster {
             housekeeping: Duration::from_millis(100),
             tail_bytes: self.tail_bytes,
             scrub: self.scrub,
+            cleaner: broker.bench.cleaner,
             fs: broker.bench.fs(&broker.bench.data_fs),
             on_sync_failure: Arc::new(|_| {}),
             ..DataOptions::new(broker.bench.data_dir())
