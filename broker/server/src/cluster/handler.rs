@@ -12,6 +12,7 @@ use palisade_shard::{Message, NodeId};
 use super::{
     Cluster,
     messages::{Answer, ChangeFailure, Question},
+    removal::Holdings,
 };
 
 /// Takes messages from the moment the control port is open; what is not there yet is refused, and asked for again.
@@ -70,11 +71,15 @@ impl Desk {
                 })
             }
             .boxed(),
-            (Question::Holdings(broker), cluster) => {
-                let (cluster, data) = (cluster.as_ref(), self.data.get());
-                let known = cluster.zip(data);
-                let holdings = known.map(|(cluster, data)| cluster.holdings(data, broker));
-                async move { Answer::Holds(holdings.unwrap_or_default()) }.boxed()
+            (Question::Holdings(broker, shards), cluster) => {
+                let known = cluster.zip(self.data.get().cloned());
+                async move {
+                    Answer::Holds(match known {
+                        Some((cluster, data)) => cluster.holdings(&data, broker, &shards).await,
+                        None => Holdings::default(),
+                    })
+                }
+                .boxed()
             }
             (Question::Change(_), None) => {
                 async { Answer::Changed(Err(ChangeFailure::NotController)) }.boxed()

@@ -1,6 +1,9 @@
 //! What brokers say to each other about the cluster, on a channel of its own: a kind, then postcard.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
+use palisade_log::ShardId;
 use palisade_metadata::{MetadataError, MetadataResponse};
 use palisade_shard::{Message, NodeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -23,8 +26,8 @@ pub(crate) enum Question {
     Leaders(LeaderTable),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),
-    /// Which shards still count on this broker.
-    Holdings(i32),
+    /// Which of these shards count on this broker, and which have let go of it.
+    Holdings(i32, BTreeSet<ShardId>),
 }
 
 /// What is answered.
@@ -114,8 +117,6 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use palisade_log::ShardId;
-
     use super::*;
 
     #[test]
@@ -126,7 +127,7 @@ mod tests {
             Question::WhoAreYou,
             Question::Leaders(table),
             Question::Change(vec![1, 2, 3]),
-            Question::Holdings(3),
+            Question::Holdings(3, [ShardId(0), ShardId(4)].into()),
         ] {
             assert_eq!(Question::decode(&question.encode()).unwrap(), question);
         }
@@ -139,7 +140,7 @@ mod tests {
             },
             Answer::Changed(Ok((MetadataResponse::Done, 12))),
             Answer::Holds(Holdings {
-                led: [ShardId(0), ShardId(4)].into(),
+                released: [ShardId(0)].into(),
                 held: [ShardId(4)].into(),
             }),
             Answer::Changed(Err(ChangeFailure::Refused(MetadataError::TopicExists(

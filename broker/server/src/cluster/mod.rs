@@ -5,7 +5,7 @@
 //! gossip      who leads which shard; spread tells it to everyone
 //! changes     metadata changes, wherever they are asked for, go to the leader of shard 0
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
-//! removal     forgets a broker for good, once no shard counts on it any more
+//! removal     lets go of replicas that have moved, and of a broker for good, once no shard counts on them any more
 //! controller  what only the leader of shard 0 does: registrations' consequences, pools, balance
 //! ```
 //!
@@ -220,10 +220,12 @@ impl Cluster {
     pub(crate) fn is_drained(&self, data: &DataPlane) -> bool {
         let image = self.image();
         let registered = image.brokers.get(&self.me.broker());
+        let metadata = self.metadata.status();
         registered.is_some_and(|broker| broker.draining)
             && image.shards_on(self.me.broker()).next().is_none()
             && data.hosted().is_empty()
-            && !self.metadata.status().voters.contains(&self.me)
+            && !metadata.changing
+            && !metadata.voters.contains(&self.me)
     }
 
     /// Whether everything that is assigned to this broker is hosted here, has a leader, and counts this replica among its voters: until then the loss of

@@ -1,17 +1,18 @@
-//! Forgetting a broker for good (Kafka's UnregisterBroker, KIP-631): only when no shard counts on it any more.
+//! Letting go of brokers: of replicas that have moved to others, and of a broker for good (Kafka's UnregisterBroker, KIP-631).
 //!
-//! The metadata say where replicas are to be; whether a shard has really let go of one is known to the shard's leader alone. So every broker that can be reached is
-//! asked which shards it leads and which of those have the leaving one among their members, and the leaving one, if it answers, what it still hosts. Only when the
-//! answers cover all shards is the change made. A broker that is gone for good can be forgotten in the same way, after it was drained.
+//! The metadata say where replicas are to be; whether a shard has really let go of one is known to the shard alone. A leader may have been replaced without knowing
+//! it, so its word counts only when a majority of the shard confirms, after the question, that it leads still ([`palisade_shard::Shard::confirmed_members`]).
+//! A replica is deleted, and a broker forgotten, only after such an answer for every shard in question. To forget a broker, every broker that can be reached
+//! is asked, and the leaving one, if it answers, what it still hosts. A broker that is gone for good can be forgotten in the same way, after it was drained.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use palisade_data::DataPlane;
 use palisade_log::ShardId;
 use palisade_metadata::{Image, MetadataCommand};
-use palisade_shard::ShardStatus;
+use palisade_shard::{Members, NodeId};
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ChangeError, Cluster,
@@ -20,6 +21,9 @@ use super::{
 
 /// A broker that takes longer than this to answer has not answered.
 const ANSWER: Duration = Duration::from_secs(3);
+/// Whether a broker can be forgotten is asked again for so long while a shard has no leader that says it.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why a broker was not forgotten.
 #[derive(Debug, thiserror::Error)]
@@ -34,41 +38,54 @@ pub(crate) enum RemovalError {
         first: ShardId,
     },
     /// Nobody says who the members of a shard are.
-    #[error("the leader of shard {0} did not answer, or changes its members now; retry")]
+    #[error("no leader of shard {0}, confirmed by a majority, says who its members are; retry")]
     Unsettled(ShardId),
     /// The metadata do not allow it, or cannot be changed now.
     #[error(transparent)]
     Change(#[from] ChangeError),
 }
 
-/// What a broker knows of another's memberships.
+/// What a broker knows of another's memberships in the shards that it was asked about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holdings {
-    /// Shards that the answering broker leads and whose members are settled.
-    pub(super) led: BTreeSet<ShardId>,
-    /// Shards that count on the broker in question, as far as the answering one knows.
+    /// Shards that have let go of the broker in question, beyond doubt.
+    pub(super) released: BTreeSet<ShardId>,
+    /// Shards that count on it, as far as the answering one knows.
     pub(super) held: BTreeSet<ShardId>,
 }
 
 impl Holdings {
-    /// Takes note of a shard that is led here.
-    fn note(&mut self, shard: ShardId, status: &ShardStatus, is_member: bool) {
-        if !status.changing {
-            self.led.insert(shard);
-        }
-        if is_member {
+    /// Takes note of the members that a shard which is led here has, beyond doubt.
+    fn note(&mut self, shard: ShardId, broker: i32, members: &Members) {
+        let is_it = |node: &NodeId| node.broker() == broker;
+        // That it follows the metadata without a vote means nothing: every registered broker does.
+        let listens = shard != ShardId::METADATA && members.learners.iter().any(is_it);
+        if listens || members.voters.iter().any(is_it) {
             self.held.insert(shard);
+        } else {
+            self.released.insert(shard);
         }
     }
 
     fn add(&mut self, other: Self) {
-        self.led.extend(other.led);
+        self.released.extend(other.released);
         self.held.extend(other.held);
+    }
+
+    /// Shards that have let go, and of which nobody says otherwise.
+    fn free(&self) -> BTreeSet<ShardId> {
+        self.released.difference(&self.held).copied().collect()
     }
 }
 
+/// All shards there are, that of the metadata among them.
+fn all(image: &Image) -> BTreeSet<ShardId> {
+    let data = image.shards.keys().copied();
+    data.chain([ShardId::METADATA]).collect()
+}
+
 /// Whether a broker can be forgotten, after what all have answered.
-fn verdict(broker: i32, image: &Image, known: &Holdings) -> Result<(), RemovalError> {
+fn verdict(broker: i32, shards: &BTreeSet<ShardId>, known: &Holdings) -> Result<(), RemovalError> {
     if let Some(first) = known.held.first() {
         return Err(RemovalError::StillNeeded {
             broker,
@@ -76,34 +93,41 @@ fn verdict(broker: i32, image: &Image, known: &Holdings) -> Result<(), RemovalEr
             first: *first,
         });
     }
-    let mut shards = std::iter::once(&ShardId::METADATA).chain(image.shards.keys());
-    match shards.find(|shard| !known.led.contains(*shard)) {
+    match shards.difference(&known.released).next() {
         Some(shard) => Err(RemovalError::Unsettled(*shard)),
         None => Ok(()),
     }
 }
 
 impl Cluster {
-    /// What this broker knows of a broker's memberships. That it follows the metadata without a vote is none: every registered broker does.
-    pub(super) fn holdings(&self, data: &DataPlane, broker: i32) -> Holdings {
-        let mut holdings = Holdings::default();
-        if self.is_controller() {
-            let status = self.metadata.status();
-            let votes = status.voters.iter().any(|node| node.broker() == broker);
-            holdings.note(ShardId::METADATA, &status, votes);
-        }
-        for shard in data.hosted() {
-            if self.me.broker() == broker {
-                holdings.held.insert(shard);
-            }
-            let Some(status) = data.shard_status(shard) else {
-                continue;
+    /// What this broker knows of a broker's memberships in `shards`.
+    pub(super) async fn holdings(
+        &self,
+        data: &DataPlane,
+        broker: i32,
+        shards: &BTreeSet<ShardId>,
+    ) -> Holdings {
+        let hosted = data.hosted().into_iter();
+        let hosted: BTreeSet<ShardId> = hosted.filter(|shard| shards.contains(shard)).collect();
+        let asked = hosted.iter().map(|shard| async move {
+            data.leads(*shard)?;
+            Some((*shard, data.confirmed_members(*shard).await.ok()?))
+        });
+        let metadata = async {
+            let is_asked = shards.contains(&ShardId::METADATA) && self.is_controller();
+            let members = match is_asked {
+                true => self.metadata.confirmed_members().await.ok(),
+                false => None,
             };
-            if data.leads(shard).is_some() {
-                let mut members = status.voters.iter().chain(&status.learners);
-                let is_member = members.any(|node| node.broker() == broker);
-                holdings.note(shard, &status, is_member);
-            }
+            Some((ShardId::METADATA, members?))
+        };
+        let (data_members, metadata) = tokio::join!(futures::future::join_all(asked), metadata);
+        let mut holdings = Holdings::default();
+        for (shard, members) in data_members.into_iter().chain([metadata]).flatten() {
+            holdings.note(shard, broker, &members);
+        }
+        if self.me.broker() == broker {
+            holdings.held.extend(hosted);
         }
         holdings
     }
@@ -114,33 +138,45 @@ impl Cluster {
         data: &DataPlane,
         broker: i32,
     ) -> Result<(), RemovalError> {
-        let image = self.image();
         let command = MetadataCommand::UnregisterBroker { id: broker };
-        // What the metadata refuse in any case is refused in their words.
-        image.dry_run(&command).map_err(ChangeError::Refused)?;
-        let mut known = self.holdings(data, broker);
-        known.add(self.ask(broker).await);
-        verdict(broker, &image, &known)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let image = self.image();
+            // What the metadata refuse in any case is refused in their words.
+            image.dry_run(&command).map_err(ChangeError::Refused)?;
+            let shards = all(&image);
+            let (mut known, others) = tokio::join!(
+                self.holdings(data, broker, &shards),
+                self.ask(broker, &shards)
+            );
+            known.add(others);
+            match verdict(broker, &shards, &known) {
+                Ok(()) => break,
+                // Leadership moves: somebody will say it in a moment.
+                Err(RemovalError::Unsettled(_)) if Instant::now() < deadline => sleep(PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
         self.change(&command).await?;
         Ok(())
     }
 
-    /// Shards whose leaders, other brokers all, say that this one is no member of them any more.
-    pub(super) async fn let_go_of(&self, broker: i32) -> BTreeSet<ShardId> {
-        let known = self.ask(broker).await;
-        known.led.difference(&known.held).copied().collect()
+    /// Those of `shards` that have let go of this broker, as their leaders, other brokers all, say beyond doubt.
+    pub(super) async fn let_go_of_me(&self, shards: &BTreeSet<ShardId>) -> BTreeSet<ShardId> {
+        self.ask(self.me.broker(), shards).await.free()
     }
 
-    /// What the other brokers that can be reached know of a broker's memberships.
-    async fn ask(&self, broker: i32) -> Holdings {
+    /// What the other brokers that can be reached know of a broker's memberships in `shards`.
+    async fn ask(&self, broker: i32, shards: &BTreeSet<ShardId>) -> Holdings {
         let mut known = Holdings::default();
         let Some(peers) = &self.peers else {
             return known;
         };
         let others = self.alive().into_iter();
         let others = others.filter(|other| *other != self.me.broker());
+        let question = Question::Holdings(broker, shards.clone()).encode();
         let asked = others.map(|other| {
-            let question = Question::Holdings(broker).encode();
+            let question = question.clone();
             timeout(ANSWER, peers.call_cluster(other, question))
         });
         for answer in futures::future::join_all(asked).await {
@@ -157,72 +193,55 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use palisade_shard::NodeId;
-
     use super::*;
 
-    /// A cluster of brokers 0 to 2 and two shards, 1 and 2, on all of them.
-    fn image() -> Image {
-        let mut image = Image::new();
-        let nodes: Vec<NodeId> = (0..3).map(|id| NodeId::of(id, 7)).collect();
-        let commands = [MetadataCommand::Bootstrap {
-            cluster_id: "c".to_owned(),
-            data_shards: 1,
-        }]
-        .into_iter()
-        .chain((0..3).map(|id| MetadataCommand::RegisterBroker {
-            id,
-            incarnation: uuid::Uuid::from_u128(7 << 96),
-            rack: None,
-            endpoints: Vec::new(),
-        }))
-        .chain([MetadataCommand::CreatePool {
-            replication_factor: 3,
-            replicas: vec![nodes.clone(), nodes],
-            for_groups: true,
-        }]);
-        for command in commands {
-            image.apply(command).unwrap();
-        }
-        image
+    fn set(ids: &[u32]) -> BTreeSet<ShardId> {
+        ids.iter().copied().map(ShardId).collect()
     }
 
-    fn known(led: &[u32], held: &[u32]) -> Holdings {
-        let set = |ids: &[u32]| ids.iter().copied().map(ShardId).collect();
+    fn known(released: &[u32], held: &[u32]) -> Holdings {
         Holdings {
-            led: set(led),
+            released: set(released),
             held: set(held),
+        }
+    }
+
+    fn members(voters: &[i32], learners: &[i32]) -> Members {
+        let nodes = |ids: &[i32]| ids.iter().map(|id| NodeId::of(*id, 7)).collect();
+        Members {
+            voters: nodes(voters),
+            learners: nodes(learners),
         }
     }
 
     #[test]
     fn a_broker_goes_when_the_leader_of_every_shard_has_let_go_of_it() {
-        let image = image();
-        assert!(verdict(3, &image, &known(&[0, 1, 2], &[])).is_ok());
-        let message = |known| verdict(3, &image, &known).unwrap_err().to_string();
+        let shards = set(&[0, 1, 2]);
+        assert!(verdict(3, &shards, &known(&[0, 1, 2], &[])).is_ok());
+        let message = |known| verdict(3, &shards, &known).unwrap_err().to_string();
         assert_eq!(
             message(known(&[0, 1, 2], &[2])),
             "broker 3 is still a member of 1 shard(s), shard 2 among them: wait until it is drained"
         );
         assert_eq!(
             message(known(&[0, 1], &[])),
-            "the leader of shard 2 did not answer, or changes its members now; retry"
+            "no leader of shard 2, confirmed by a majority, says who its members are; retry"
         );
         assert_eq!(
             message(known(&[1, 2], &[])),
-            "the leader of shard 0 did not answer, or changes its members now; retry"
+            "no leader of shard 0, confirmed by a majority, says who its members are; retry"
         );
     }
 
     #[test]
-    fn what_changes_now_is_not_settled() {
+    fn a_member_of_any_kind_is_held_but_whoever_only_follows_the_metadata() {
         let mut holdings = Holdings::default();
-        let changing = ShardStatus {
-            changing: true,
-            ..ShardStatus::default()
-        };
-        holdings.note(ShardId(1), &changing, false);
-        holdings.note(ShardId(2), &ShardStatus::default(), true);
-        assert_eq!(holdings, known(&[2], &[2]));
+        holdings.note(ShardId(1), 3, &members(&[0, 1, 3], &[]));
+        holdings.note(ShardId(2), 3, &members(&[0, 1, 2], &[3]));
+        holdings.note(ShardId(3), 3, &members(&[0, 1, 2], &[4]));
+        holdings.note(ShardId::METADATA, 3, &members(&[0, 1, 2], &[3]));
+        assert_eq!(holdings, known(&[0, 3], &[1, 2]));
+        holdings.note(ShardId::METADATA, 3, &members(&[1, 2, 3], &[]));
+        assert_eq!(holdings.free(), set(&[3]), "one says otherwise");
     }
 }

@@ -13,7 +13,8 @@ use palisade_metadata::{Image, ShardInfo};
 use palisade_shard::{Formation, NodeId, ShardStatus};
 use tokio::{
     select,
-    time::{Instant, MissedTickBehavior, interval},
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -116,25 +117,52 @@ fn draining(image: &Image) -> BTreeSet<i32> {
 }
 
 /// Runs until the broker stops.
+///
+/// Hosting waits for no change of members: whoever makes one waits for the replica that another broker has to host, which may be making one as well.
 pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: CancellationToken) {
-    let mut images = cluster.images.clone();
-    let mut steps = interval(STEP);
-    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut fit_since: BTreeMap<ShardId, (NodeId, Instant)> = BTreeMap::new();
-    loop {
-        select! {
-            () = stopping.cancelled() => return,
-            changed = images.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            _ = steps.tick() => {}
+    let hosting = async {
+        let mut steps = Steps::new(&cluster, &stopping);
+        while let Some(image) = steps.next().await {
+            end_if_stopped(&cluster, &data);
+            host(&cluster, &data, &image).await;
         }
-        end_if_stopped(&cluster, &data);
-        let image = Arc::clone(&images.borrow_and_update());
-        host(&cluster, &data, &image).await;
-        lead(&cluster, &data, &image, &mut fit_since).await;
+    };
+    let leading = async {
+        let mut steps = Steps::new(&cluster, &stopping);
+        let mut fit_since = BTreeMap::new();
+        while let Some(image) = steps.next().await {
+            lead(&cluster, &data, &image, &mut fit_since).await;
+        }
+    };
+    tokio::join!(hosting, leading);
+}
+
+/// When assignments are looked at.
+struct Steps<'a> {
+    images: watch::Receiver<Arc<Image>>,
+    ticks: Interval,
+    stopping: &'a CancellationToken,
+}
+
+impl<'a> Steps<'a> {
+    fn new(cluster: &Cluster, stopping: &'a CancellationToken) -> Self {
+        let mut ticks = interval(STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            images: cluster.images.clone(),
+            ticks,
+            stopping,
+        }
+    }
+
+    /// The metadata to act on; `None` when the broker stops.
+    async fn next(&mut self) -> Option<Arc<Image>> {
+        select! {
+            () = self.stopping.cancelled() => return None,
+            changed = self.images.changed() => changed.ok()?,
+            _ = self.ticks.tick() => {}
+        }
+        Some(Arc::clone(&self.images.borrow_and_update()))
     }
 }
 
@@ -166,7 +194,8 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
             }
         }
     }
-    // Only when the shard itself has let go of this replica: until then its vote counts. A replica that was removed is not told of it, so the leader is asked.
+    // Only when the shard itself has let go of this replica: until then its vote counts. A replica that was removed is not told of it, so the leader is asked, and
+    // asked again when this replica can promise nothing more.
     let moved: BTreeSet<ShardId> = hosted
         .into_iter()
         .filter(|id| image.shards.contains_key(id) && !wanted.contains_key(id))
@@ -174,14 +203,13 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
     if moved.is_empty() {
         return;
     }
-    for id in cluster.let_go_of(cluster.me.broker()).await {
-        if moved.contains(&id) {
-            match data.unhost(id).await {
-                Ok(()) => info!(shard = %id, "removed a replica that has moved to other brokers"),
-                Err(error) => {
-                    warn!(shard = %id, %error, "cannot remove a replica that has moved away")
-                }
-            }
+    for id in cluster.let_go_of_me(&moved).await {
+        let one = BTreeSet::from([id]);
+        let let_go = async { cluster.let_go_of_me(&one).await.contains(&id) };
+        match data.unhost(id, let_go).await {
+            Ok(true) => info!(shard = %id, "removed a replica that has moved to other brokers"),
+            Ok(false) => {}
+            Err(error) => warn!(shard = %id, %error, "cannot remove a replica that has moved away"),
         }
     }
 }
