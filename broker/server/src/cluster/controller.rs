@@ -130,11 +130,19 @@ async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
             return;
         }
     }
-    if let Err(error) = cluster
-        .metadata
-        .set_members_with_learners(voters, learners)
-        .await
-    {
-        debug!(%error, "cannot change the members of the metadata shard yet");
+    let wanted = (voters.clone(), learners.clone());
+    let mut images = cluster.images.clone();
+    // A broker that is waited for may be drained meanwhile, or forgotten.
+    let others = async {
+        let is_other = |image: &Arc<Image>| members(image, cluster.me) != wanted;
+        drop(images.wait_for(is_other).await);
+    };
+    select! {
+        changed = cluster.metadata.set_members_with_learners(voters, learners) => {
+            if let Err(error) = changed {
+                debug!(%error, "cannot change the members of the metadata shard yet");
+            }
+        }
+        () = others => debug!("the metadata shard is to have other members now"),
     }
 }

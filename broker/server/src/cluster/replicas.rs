@@ -130,8 +130,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: C
     let leading = async {
         let mut steps = Steps::new(&cluster, &stopping);
         let mut fit_since = BTreeMap::new();
-        while let Some(image) = steps.next().await {
-            lead(&cluster, &data, &image, &mut fit_since).await;
+        while steps.next().await.is_some() {
+            lead(&cluster, &data, &mut fit_since).await;
         }
     };
     tokio::join!(hosting, leading);
@@ -214,53 +214,73 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
     }
 }
 
-async fn change_members(data: &DataPlane, shard: ShardId, voters: BTreeSet<NodeId>) {
-    if let Err(error) = data.set_members(shard, voters).await {
-        debug!(%shard, %error, "cannot change the members of a shard yet");
+/// Changes the members, unless the assignment changes first: a replica that is not assigned any more may never come to be hosted, so waiting for it would keep
+/// everything else from being done.
+async fn change_members(
+    cluster: &Cluster,
+    data: &DataPlane,
+    shard: ShardId,
+    voters: BTreeSet<NodeId>,
+) {
+    let mut images = cluster.images.clone();
+    let wanted = voters.clone();
+    let reassigned = async {
+        let is_other = |image: &Arc<Image>| {
+            let assigned = image.shards.get(&shard);
+            assigned.is_none_or(|assigned| assigned.voters() != wanted)
+        };
+        drop(images.wait_for(is_other).await);
+    };
+    select! {
+        changed = data.set_members(shard, voters) => {
+            if let Err(error) = changed {
+                debug!(%shard, %error, "cannot change the members of a shard yet");
+            }
+        }
+        () = reassigned => debug!(%shard, "the members that a shard was to have are others now"),
     }
 }
 
 async fn lead(
     cluster: &Cluster,
     data: &DataPlane,
-    image: &Image,
     fit_since: &mut BTreeMap<ShardId, (NodeId, Instant)>,
 ) {
-    let alive = cluster.alive();
-    let draining = draining(image);
-    for (id, shard) in image.shards.iter() {
-        let Some(status) = data.shard_status(*id) else {
+    for id in data.hosted() {
+        // Each step may take its time: the next one follows what is assigned by then.
+        let image = cluster.image();
+        let (Some(shard), Some(status)) = (image.shards.get(&id), data.shard_status(id)) else {
             continue;
         };
         if status.leader != Some(cluster.me) {
-            fit_since.remove(id);
+            fit_since.remove(&id);
             continue;
         }
         // Who has damage gives leadership away again until it is repaired.
-        let mut fit = alive.clone();
-        for damaged in data.under_repair(*id) {
+        let mut fit = cluster.alive();
+        for damaged in data.under_repair(id) {
             fit.remove(&damaged.broker());
         }
-        match step(cluster.me, shard, &status, &fit, &draining) {
+        match step(cluster.me, shard, &status, &fit, &draining(&image)) {
             Step::None => {
-                fit_since.remove(id);
+                fit_since.remove(&id);
             }
-            Step::Members(voters) => change_members(data, *id, voters).await,
+            Step::Members(voters) => change_members(cluster, data, id, voters).await,
             Step::Leave(to) => {
                 debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
-                if let Err(error) = data.transfer(*id, to).await {
+                if let Err(error) = data.transfer(id, to).await {
                     debug!(shard = %id, %error, "leadership was not handed over");
-                    change_members(data, *id, shard.voters()).await;
+                    change_members(cluster, data, id, shard.voters()).await;
                 }
             }
             Step::Prefer(to) => {
-                let since = fit_since.entry(*id).or_insert((to, Instant::now()));
+                let since = fit_since.entry(id).or_insert((to, Instant::now()));
                 if since.0 != to {
                     *since = (to, Instant::now());
                 } else if since.1.elapsed() >= PREFERENCE {
-                    fit_since.remove(id);
+                    fit_since.remove(&id);
                     debug!(shard = %id, %to, "giving leadership back to the preferred replica");
-                    if let Err(error) = data.transfer(*id, to).await {
+                    if let Err(error) = data.transfer(id, to).await {
                         debug!(shard = %id, %error, "leadership was not handed over");
                     }
                 }
