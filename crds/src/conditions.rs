@@ -77,6 +77,12 @@ names! {
         CertificatesCurrent,
         /// A certificate is due for renewal or past its end.
         CertificateDue,
+        /// A broker that is to leave gives everything to the others, or was told to stay after all.
+        Draining,
+        /// A broker that had nothing left was removed.
+        BrokerRemoved,
+        /// Brokers cannot be removed as the spec asks: why is in the condition.
+        ScaleDownRefused,
         /// Nothing is on its way.
         Settled,
         /// Every check passes.

@@ -104,10 +104,11 @@ pub struct SecureClusterSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("!has(self.rackKey)", "rackKey is not available in this version: remove it"))]
 pub struct Brokers {
-    /// How many. Three or more survive the loss of one without losing a record; it may grow later.
+    /// How many. Three or more survive the loss of one without losing a record. More may be added later, and those after the third removed: the last one first,
+    /// each stopped when everything it holds has moved to the others, and refused while a topic's replicas need it.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 99))]
-    #[x_kube(validation = ("self >= oldSelf", "brokers cannot be removed in this version: write the former number or a higher one"))]
+    #[x_kube(validation = ("self >= oldSelf || self >= 3", "the first three brokers cannot be removed: write 3 or more, or the former number"))]
     pub replicas: i32,
     /// Node label whose value is the broker's rack; replicas are spread over racks. Refused in this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -256,7 +257,7 @@ pub struct Storage {
     /// Encryption of the volumes beneath the sealed log.
     #[serde(default)]
     pub volume_encryption: VolumeEncryption,
-    /// What happens to the claims when the cluster is deleted.
+    /// What happens to the claims when the cluster is deleted, and to the claim of a broker that was removed.
     #[serde(default)]
     pub reclaim_policy: ReclaimPolicy,
 }

@@ -406,7 +406,7 @@ fn written(object: &Value) -> std::path::PathBuf {
 }
 
 #[tokio::test]
-async fn scaling_down_is_refused_like_an_edit() {
+async fn scaling_below_three_is_refused_like_an_edit() {
     let client = client("scale").await;
     let cluster = object(&Table::load().bases["SecureCluster"]);
     dynamic(&client, "scale", "SecureCluster")
@@ -418,11 +418,12 @@ async fn scaling_down_is_refused_like_an_edit() {
         kubectl.args(["--namespace", "scale", "scale", "scl/events", replicas]);
         kubectl
     };
+    assert!(scale("--replicas=4").status().unwrap().success());
     assert!(scale("--replicas=3").status().unwrap().success());
     let message = refuse(&mut scale("--replicas=2"));
     assert!(
         message.contains(
-            "brokers cannot be removed in this version: write the former number or a higher one"
+            "the first three brokers cannot be removed: write 3 or more, or the former number"
         ),
         "{message}"
     );

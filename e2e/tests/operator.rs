@@ -6,7 +6,8 @@
 //! 3. Objects in every order: members without a cluster wait and say so, foreign namespaces are refused, of two claims the older counts.
 //! 4. A lost log key is never replaced over volumes it sealed; a broken authority is never replaced at all.
 //! 5. Deleting everything ends, in a namespace that is going away too.
-//! 6. Two operators compete for the lease: one leads, the other takes over.
+//! 6. Asking for fewer brokers stops none that has not said that it has nothing left.
+//! 7. Two operators compete for the lease: one leads, the other takes over.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -618,6 +619,75 @@ async fn deleting_everything_ends_in_a_namespace_that_goes_away_too() {
     bench.gone::<SecureCluster>("events").await;
     bench.gone::<User>("alice").await;
     bench.gone::<Topic>("orders").await;
+}
+
+/// Waits until the Progressing condition has a reason, and returns its message.
+async fn progressing(api: &Api<SecureCluster>, reason: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = api.get("events").await.unwrap().status.unwrap_or_default();
+        let mut conditions = status.conditions.iter();
+        let found = conditions.find(|condition| condition.type_ == "Progressing");
+        if let Some(found) = found.filter(|found| found.reason == reason) {
+            return found.message.clone();
+        }
+        assert!(Instant::now() < until, "{:#?}", status.conditions);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_broker_is_stopped_before_it_says_that_it_has_nothing_left() {
+    let mut bench = Bench::new("shrink", &[]).await;
+    let mut object = a_cluster();
+    object["spec"]["brokers"] = json!({ "replicas": 4 });
+    object["spec"]["storage"]["reclaimPolicy"] = json!("Delete");
+    bench.create::<SecureCluster>("shrink", object).await;
+    let api: Api<SecureCluster> = bench.api();
+    progressing(&api, "BrokersStarting").await;
+    // As the StatefulSet controller would make it.
+    bench
+        .create::<PersistentVolumeClaim>(
+            "shrink",
+            json!({
+                "metadata": { "name": "data-events-3", "labels": { "palisade.dev/cluster": "events" } },
+                "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } }
+            }),
+        )
+        .await;
+    let replicas =
+        |count: i32| Patch::Merge(json!({ "spec": { "brokers": { "replicas": count } } }));
+    let parameters = PatchParams::default();
+    api.patch("events", &parameters, &replicas(3))
+        .await
+        .unwrap();
+    let message = progressing(&api, "Draining").await;
+    assert_eq!(
+        message,
+        "events-3 leaves: the broker that leads the metadata does not answer"
+    );
+    let sets: Api<StatefulSet> = bench.api();
+    let set = sets.get("events").await.unwrap();
+    assert_eq!(set.spec.replicas, Some(4));
+    // What it runs with stays too.
+    let secret = bench.api::<Secret>().get("events-broker-certs").await;
+    assert!(secret.unwrap().data.unwrap().contains_key("events-3.crt"));
+    let claims: Api<PersistentVolumeClaim> = bench.api();
+    let claim = claims.get("data-events-3").await.unwrap();
+    assert_eq!(claim.metadata.deletion_timestamp, None);
+    let status = api.get("events").await.unwrap().status.unwrap();
+    assert_eq!(status.brokers.len(), 4);
+
+    // Fewer than formed it is no question of waiting, and the API server says so.
+    let refused = api.patch("events", &parameters, &replicas(2)).await;
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("write 3 or more"), "{message}");
+
+    api.patch("events", &parameters, &replicas(4))
+        .await
+        .unwrap();
+    progressing(&api, "BrokersStarting").await;
+    bench.halt().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

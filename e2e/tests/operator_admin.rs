@@ -298,7 +298,22 @@ async fn credentials(admin: &AdminClient) {
 async fn the_admin_client_and_a_broker_understand_each_other() {
     let broker = broker();
     let port = broker.config().unwrap().control.port;
-    conversation(&client(broker.data_dir(), port)).await;
+    let admin = client(broker.data_dir(), port);
+    conversation(&admin).await;
+    removal(&admin).await;
+}
+
+/// What one broker alone says to being removed; how it goes among several is proved in `replication.rs`.
+async fn removal(admin: &AdminClient) {
+    let error = admin.set_draining(0, true).await.unwrap_err();
+    assert!(error.is_final());
+    let message = error.to_string();
+    assert!(message.contains("0 broker(s) would be left"), "{message}");
+    admin.set_draining(0, false).await.unwrap();
+    let error = admin.unregister_broker(0).await.unwrap_err();
+    assert_eq!(error.code(), Some(&ErrorCode::InvalidRequest));
+    admin.unregister_broker(9).await.unwrap();
+    assert!(admin.set_draining(9, true).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,8 +7,9 @@
 //! 3. The operator's pod is deleted in the middle of a rotation: the next one ends it.
 //! 4. Objects whose cluster or Secret is missing say so and become Ready when it comes.
 //! 5. Users are suspended, let in again and revoked; of two claims the older counts; what cannot work says why.
-//! 6. Nothing is written while nothing changes.
-//! 7. Deleting the namespace ends.
+//! 6. A fourth broker is added, and leaves when it has nothing left.
+//! 7. Nothing is written while nothing changes.
+//! 8. Deleting the namespace ends.
 //!
 //! Where the machine cannot run pods, all of it is left out, loudly, and for a reason that has a type.
 
@@ -58,7 +59,7 @@ impl World {
 
 type Scenario = (&'static str, fn(&mut World) -> Result<()>);
 
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 16] = [
     ("the_chart_and_the_example_become_ready", installs),
     ("alice_produces_and_analytics_consumes", |world| {
         told(world.people()?.alice_produces_and_analytics_consumes())
@@ -93,6 +94,10 @@ const SCENARIOS: [Scenario; 15] = [
         lifecycle::claims_and_growth,
     ),
     ("what_cannot_work_says_why", lifecycle::advice),
+    (
+        "a_broker_is_added_and_leaves_with_nothing_left",
+        lifecycle::a_broker_comes_and_goes,
+    ),
     ("nothing_is_written_while_nothing_changes", idle_means_idle),
     ("deleting_the_namespace_ends", namespace_deletion),
 ];

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "replication/removal.rs"]
+mod removal;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
@@ -48,6 +51,19 @@ fn leader(java: &mut Java, admin: &Access, topic: &str) -> Result<usize> {
                 .ok()
         })
         .with_context(|| format!("no leader of partition 0 in\n{shown}"))
+}
+
+/// Waits until a broker has its share of the replicas, and they are whole.
+fn takes_its_share(cluster: &Cluster, id: usize) -> Result<()> {
+    wait_until("replicas have moved to the new broker", PATIENCE, || {
+        let status = cluster.status(id)?;
+        let data = status.shards.iter().filter(|shard| shard.id != 0);
+        let settled = data
+            .clone()
+            .all(|shard| shard.caught_up && !shard.learners.contains(&status.broker_id));
+        ensure!(data.count() >= 3 && settled, "{:#?}", status.shards);
+        Ok(())
+    })
 }
 
 /// Three brokers form a cluster, spread a topic with three replicas, and Kafka's tools show it as they show their own.
@@ -289,15 +305,7 @@ fn a_broker_that_is_added_takes_its_share() -> Result<()> {
     let producer = Producer::start(&cluster, &admin, "grown")?;
     producer.goes_on(2000)?;
     let added = cluster.add()?;
-    wait_until("replicas have moved to the new broker", PATIENCE, || {
-        let status = cluster.status(added)?;
-        let data = status.shards.iter().filter(|shard| shard.id != 0);
-        let settled = data
-            .clone()
-            .all(|shard| shard.caught_up && !shard.learners.contains(&3));
-        ensure!(data.count() >= 3 && settled, "{:#?}", status.shards);
-        Ok(())
-    })?;
+    takes_its_share(&cluster, added)?;
     producer.goes_on(2000)?;
     producer.finish(&admin)
 }

@@ -51,7 +51,7 @@ pub struct BrokerStatus {
     /// The cluster takes this broker's replicas away and gives it no new ones.
     #[serde(default)]
     pub draining: bool,
-    /// It is being drained and hosts no replica of a data shard any more: it can be removed without a loss.
+    /// It is being drained, hosts no replica of a data shard any more and has no vote on the metadata: it can be removed without a loss.
     #[serde(default)]
     pub drained: bool,
     /// The key-encryption keys, and what on this broker needs them; `None` from a version that does not say.
@@ -170,6 +170,9 @@ pub struct PeerReport {
     pub connected: bool,
     /// Since when that is so, RFC 3339.
     pub since: String,
+    /// The cluster takes its replicas away and gives it no new ones.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// The leaf certificate that an endpoint presents now.
@@ -248,6 +251,7 @@ mod tests {
                 id: 0,
                 connected: true,
                 since: "2026-11-24T21:00:00Z".to_owned(),
+                draining: false,
             }],
             under_replicated_partitions: 4,
             draining: true,

@@ -167,6 +167,23 @@ pub enum MetadataError {
         /// How many it may have.
         limit: usize,
     },
+    /// A broker that may be given replicas at any moment.
+    #[error(
+        "broker {0} is not being drained: set its config palisade.draining to true first, so that it is given nothing while it leaves"
+    )]
+    NotDraining(i32),
+    /// A broker without which replicas have no place.
+    #[error(
+        "broker {id} cannot be drained: {left} broker(s) would be left, and there are shards of replication factor {replication_factor}"
+    )]
+    BrokerNeeded {
+        /// The broker.
+        id: i32,
+        /// How many brokers would take replicas then.
+        left: usize,
+        /// The largest replication factor that there are shards of.
+        replication_factor: u16,
+    },
 }
 
 /// Kafka's words, which its tools' users know, and the brokers that do not count.

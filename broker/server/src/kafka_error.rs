@@ -5,7 +5,7 @@ use palisade_coordinator::group::GroupError;
 use palisade_data::{DataError, records::RecordError};
 use palisade_metadata::MetadataError;
 
-use crate::cluster::ChangeError;
+use crate::cluster::{ChangeError, RemovalError};
 
 /// The code for a refusal of the data plane.
 pub(crate) fn of_data(error: &DataError) -> KafkaError {
@@ -47,7 +47,9 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
         MetadataError::ClusterId { .. } => KafkaError::InconsistentClusterId,
         MetadataError::UnknownBroker(_) => KafkaError::BrokerIdNotRegistered,
         MetadataError::InvalidBroker { .. } => KafkaError::InvalidRegistration,
-        MetadataError::BrokerHasReplicas { .. } => KafkaError::InvalidRequest,
+        MetadataError::BrokerHasReplicas { .. } | MetadataError::NotDraining(_) => {
+            KafkaError::InvalidRequest
+        }
         MetadataError::Replicas(_) | MetadataError::UnknownShard(_) => {
             KafkaError::InvalidReplicaAssignment
         }
@@ -60,7 +62,9 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
             KafkaError::InvalidTopicException
         }
         MetadataError::Partitions(_) => KafkaError::InvalidPartitions,
-        MetadataError::ReplicationFactor { .. } => KafkaError::InvalidReplicationFactor,
+        MetadataError::ReplicationFactor { .. } | MetadataError::BrokerNeeded { .. } => {
+            KafkaError::InvalidReplicationFactor
+        }
         MetadataError::Config(_) => KafkaError::InvalidConfig,
         MetadataError::Limit { .. } => KafkaError::PolicyViolation,
         MetadataError::Acl(_) | MetadataError::Quota(_) | MetadataError::ProducerIds(_) => {
@@ -84,6 +88,16 @@ pub(crate) fn of_change(error: &ChangeError) -> KafkaError {
         ChangeError::Unanswered => KafkaError::RequestTimedOut,
         ChangeError::Keys(_) => KafkaError::KafkaStorageError,
         ChangeError::Unexpected(_) => KafkaError::UnknownServerError,
+    }
+}
+
+/// The code for a broker that was not forgotten.
+pub(crate) fn of_removal(error: &RemovalError) -> KafkaError {
+    match error {
+        RemovalError::StillNeeded { .. } => KafkaError::InvalidRequest,
+        // Retriable: a leader is elected, or a change ends, in a moment.
+        RemovalError::Unsettled(_) => KafkaError::LeaderNotAvailable,
+        RemovalError::Change(error) => of_change(error),
     }
 }
 

@@ -6,15 +6,15 @@ use std::{
 };
 
 use openraft::{
-    ChangeMembers,
+    ChangeMembers, ReadPolicy,
     async_runtime::watch::WatchReceiver,
-    error::{ChangeMembershipError, ClientWriteError, RaftError},
+    error::{ChangeMembershipError, ClientWriteError, LinearizableReadError, RaftError},
     raft::VoteRequest,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    MembersError, NodeId, ProposeError, Shard, ShardStatus, StateMachine,
+    Members, MembersError, NodeId, ProposeError, Shard, ShardStatus, StateMachine,
     raft_types::{LeaderId, Types, Vote},
 };
 
@@ -85,6 +85,42 @@ impl<S: StateMachine> Shard<S> {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Who the replicas are, beyond doubt: whoever is not among them when this is called is counted on by nobody, until it is added again.
+    ///
+    /// [`Shard::status`] says what this replica believes, which a leader that was replaced without knowing it believes wrongly. Here a majority confirms, after the
+    /// call, that this replica leads still; then what is committed, and with it applied here, is what every later leader begins with. Who is on the way in or out
+    /// counts as a member.
+    ///
+    /// # Errors
+    /// [`MembersError::NotLeader`], [`MembersError::Unconfirmed`], [`MembersError::Stopped`].
+    pub async fn confirmed_members(&self) -> Result<Members, MembersError> {
+        let shard = self.config.id;
+        let patience = self.config.timing.election_max * 2;
+        let read = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        match timeout(patience, read).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                return Err(MembersError::NotLeader {
+                    shard,
+                    leader: to.leader_id.map(NodeId),
+                });
+            }
+            Ok(Err(RaftError::APIError(_))) | Err(_) => {
+                return Err(MembersError::Unconfirmed(shard));
+            }
+            Ok(Err(RaftError::Fatal(_))) => return Err(MembersError::Stopped(shard)),
+        }
+        let committed = self.shared.state.lock().membership.clone();
+        let metrics = self.raft.metrics();
+        let effective = metrics.borrow_watched().membership_config.clone();
+        let mut members = Members::default();
+        for known in [committed.membership(), effective.membership()] {
+            members.voters.extend(known.voter_ids().map(NodeId));
+            members.learners.extend(known.learner_ids().map(NodeId));
+        }
+        Ok(members)
     }
 
     /// Has `to`, one of the other voters, lead from now on; returns when it is known here to do so. Proposals that are in the log keep their place and are

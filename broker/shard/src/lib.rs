@@ -61,7 +61,7 @@ mod tests;
 pub use config::{NodeId, ShardConfig, Timing};
 pub use error::{CheckpointError, ProposeError, ShardError};
 pub use machine::{Command, LogPosition, StateMachine};
-pub use members::{Formation, LeaderView, MembersError, ShardStatus};
+pub use members::{Formation, LeaderView, Members, MembersError, ShardStatus};
 pub use shard::{Leadership, Shard};
 pub use simulated::{Simulated, blocking};
 pub use snapshot::{Incoming, Snapshot};

@@ -67,6 +67,15 @@ impl ShardStatus {
     }
 }
 
+/// Who the replicas of a shard are, beyond doubt; see [`crate::Shard::confirmed_members`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Whose consent counts. During a change of members those of before and after.
+    pub voters: BTreeSet<NodeId>,
+    /// Who receives the log without a vote, or is about to.
+    pub learners: BTreeSet<NodeId>,
+}
+
 /// Why the members of a shard, or its leader, were not changed. Trying again is always safe.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -101,6 +110,9 @@ pub enum MembersError {
     /// It was begun, but its end was not seen in time.
     #[error("shard {0} did not agree on the change in time")]
     TimedOut(ShardId),
+    /// This broker may have been replaced as the leader without knowing it.
+    #[error("no majority confirms that this broker leads shard {0}")]
+    Unconfirmed(ShardId),
     /// The shard was shut down, or failed.
     #[error("shard {0} has stopped")]
     Stopped(ShardId),

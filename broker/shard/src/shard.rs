@@ -62,7 +62,7 @@ pub struct Shard<S: StateMachine> {
     pub(crate) config: ShardConfig,
     wal: Arc<Wal>,
     pub(crate) raft: Raft<Types<S::Response>, Machine<S>>,
-    shared: Arc<Shared<S>>,
+    pub(crate) shared: Arc<Shared<S>>,
     inbox: Arc<Inbox<S>>,
     pub(crate) standing: Arc<Standing>,
     proposals: mpsc::UnboundedSender<Proposal<S::Response>>,

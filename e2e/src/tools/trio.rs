@@ -26,6 +26,9 @@ use super::{
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
+/// Common name of the operator, whom brokers admit to their control ports.
+const OPERATOR: &str = "palisade-operator";
+
 /// One broker of a [`Cluster`].
 #[derive(Debug)]
 struct Member {
@@ -79,6 +82,7 @@ impl Cluster {
         let addresses: Vec<IpAddr> = (0..usize::from(count)).map(|id| site.address(id)).collect();
         issuer.issue(home.path(), "server", &addresses)?;
         issuer.issue(home.path(), "admin", &[])?;
+        issuer.issue(home.path(), OPERATOR, &[])?;
         authority::key(&home.path().join("kek"))?;
         let mut members = Vec::new();
         let mut seeds = Vec::new();
@@ -286,6 +290,21 @@ impl Cluster {
         (self.site.address(id), self.members[id].admin_port).into()
     }
 
+    /// The control ports of the brokers that formed the cluster.
+    #[must_use]
+    pub fn control_ports(&self) -> Vec<u16> {
+        self.seeds.iter().map(|(_, port)| *port).collect()
+    }
+
+    /// The operator's certificate and key, which the control ports admit.
+    #[must_use]
+    pub fn operator_certificate(&self) -> Certificate {
+        Certificate {
+            certificate: self.home.path().join(format!("{OPERATOR}.crt")),
+            key: self.home.path().join(format!("{OPERATOR}.key")),
+        }
+    }
+
     fn admin_certificate(&self) -> Certificate {
         Certificate {
             certificate: self.home.path().join("admin.crt"),
@@ -293,7 +312,9 @@ impl Cluster {
         }
     }
 
-    fn authority(&self) -> PathBuf {
+    /// The certificate of the authority that issued everything here.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
         self.home.path().join("ca.crt")
     }
 

@@ -1,4 +1,4 @@
-//! What happens to users and topics after they exist: suspended, let in again, revoked, claimed twice, grown.
+//! What happens to users, topics and brokers after they exist: suspended, let in again, revoked, claimed twice, grown, added, removed.
 
 use std::time::Duration;
 
@@ -176,4 +176,64 @@ pub(crate) fn advice(world: &mut World) -> Result<()> {
             "secret/grace",
         ],
     )
+}
+
+/// Brokers of the cluster that serve, and how many its StatefulSet has.
+fn brokers(kubectl: &Kubectl) -> Result<(i64, i64)> {
+    let cluster = kubectl.json(&["-n", NAMESPACE, "securecluster.palisade.dev/events"])?;
+    let set = kubectl.json(&["-n", NAMESPACE, "statefulset/events"])?;
+    let number = |value: &serde_json::Value| value.as_i64().unwrap_or_default();
+    Ok((
+        number(&cluster["status"]["readyReplicas"]),
+        number(&set["spec"]["replicas"]),
+    ))
+}
+
+/// The broker that was added is drained, stopped and forgotten when the spec asks for three again; its claim is deleted, as the policy says.
+pub(crate) fn a_broker_comes_and_goes(world: &mut World) -> Result<()> {
+    let kubectl = world.kubectl();
+    let cluster = "securecluster.palisade.dev/events";
+    let limit = Duration::from_secs(180);
+    let replicas = |count: u8| {
+        let change = format!(r#"{{"spec":{{"brokers":{{"replicas":{count}}}}}}}"#);
+        patch(kubectl, cluster, &change)
+    };
+    replicas(4)?;
+    wait_until("four brokers serve", limit, || {
+        let found = brokers(kubectl)?;
+        ensure!(found == (4, 4), "{found:?}");
+        Ok(())
+    })?;
+    replicas(3)?;
+    // It is told to leave at once, and stands until it has nothing left.
+    wait_until("the fourth broker leaves", limit, || {
+        let (status, reason, message) = kubectl.condition(NAMESPACE, cluster, "Progressing")?;
+        ensure!(
+            status == "True" && reason == "Draining" && message.contains("events-3"),
+            "`{status}`, reason `{reason}`: {message}"
+        );
+        Ok(())
+    })?;
+    wait_until("the fourth broker is gone and forgotten", limit, || {
+        let found = brokers(kubectl)?;
+        let (progressing, reason, message) =
+            kubectl.condition(NAMESPACE, cluster, "Progressing")?;
+        ensure!(
+            found == (3, 3) && progressing == "False",
+            "{found:?}, reason `{reason}`: {message}"
+        );
+        Ok(())
+    })?;
+    ready_because(kubectl, cluster, "BrokersReady")?;
+    let gone = kubectl.run(&["-n", NAMESPACE, "get", "pod/events-3"], "")?;
+    gone.refused("not found")?;
+    let policy = kubectl.json(&["-n", NAMESPACE, cluster])?;
+    ensure!(
+        policy["spec"]["storage"]["reclaimPolicy"] == "Delete",
+        "the example keeps its claims now"
+    );
+    wait_until("its claim is deleted", LIMIT, || {
+        let claim = kubectl.run(&["-n", NAMESPACE, "get", "pvc/data-events-3"], "")?;
+        claim.refused("not found").map(drop)
+    })
 }

@@ -95,16 +95,21 @@ impl AccessCache {
             .await?
             .ok_or(AccessError::NoAuthority(name))?;
         let record = AuthorityRecord::read(&secret)?;
-        self.with(cluster, &record, OffsetDateTime::now_utc())
+        // Those that the last status tells of: brokers that leave are still asked.
+        let told = cluster.status.as_ref().map_or(0, |it| it.brokers.len());
+        let brokers = i32::try_from(told).unwrap_or(i32::MAX);
+        let brokers = brokers.max(cluster.spec.brokers.replicas);
+        self.with(cluster, brokers, &record, OffsetDateTime::now_utc())
     }
 
-    /// The way to a cluster whose authority is known.
+    /// The way to a cluster whose authority and number of brokers are known.
     ///
     /// # Errors
     /// When the authority cannot be used.
     pub fn with(
         &self,
         cluster: &SecureCluster,
+        brokers: i32,
         record: &AuthorityRecord,
         now: OffsetDateTime,
     ) -> Result<Arc<ClusterAccess>, Error> {
@@ -112,7 +117,7 @@ impl AccessCache {
         let key = digest(&(
             record.bundle(),
             &record.current().info().fingerprint,
-            cluster.spec.brokers.replicas,
+            brokers,
         ));
         let mut held = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(access) = held.get(&place)
@@ -121,7 +126,7 @@ impl AccessCache {
         {
             return Ok(Arc::clone(access));
         }
-        let access = Arc::new(connect(cluster, record, key, now)?);
+        let access = Arc::new(connect(cluster, brokers, record, key, now)?);
         held.insert(place, Arc::clone(&access));
         Ok(access)
     }
@@ -135,6 +140,7 @@ impl AccessCache {
 
 fn connect(
     cluster: &SecureCluster,
+    brokers: i32,
     record: &AuthorityRecord,
     key: String,
     now: OffsetDateTime,
@@ -142,7 +148,7 @@ fn connect(
     let tls = Arc::new(client_config(record, now)?);
     let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
     let endpoints = |port: u16| {
-        (0..cluster.spec.brokers.replicas)
+        (0..brokers)
             .map(|ordinal| {
                 let host = names::broker_host(&name, &namespace, ordinal);
                 (names::pod(&name, ordinal), Endpoint { host, port })

@@ -32,7 +32,7 @@ pub const CLUSTER_TRUST: &str = "cluster-ca.crt";
 pub const CLIENTS_TRUST: &str = "clients-ca.crt";
 
 /// Brokers that form a cluster, when there are as many.
-const FOUNDERS: i32 = 3;
+pub const FOUNDERS: i32 = 3;
 
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 

@@ -1,6 +1,6 @@
 //! SecureCluster: observe → validate → plan → apply → report.
 //!
-//! The plan is made of pure builders ([`objects`]) and pure decisions ([`leaves`], [`crate::authorities::next_step`]); this file is what reads, writes and
+//! The plan is made of pure builders ([`objects`]) and pure decisions ([`leaves`], [`scale`], [`crate::authorities::next_step`]); this file is what reads, writes and
 //! calls them in order.
 
 mod checklist;
@@ -9,8 +9,10 @@ mod defaults;
 pub mod leaves;
 pub mod objects;
 pub mod observe;
+mod removal;
 pub mod report;
 mod rotation;
+pub mod scale;
 mod validate;
 mod verdicts;
 mod volumes;
@@ -83,6 +85,11 @@ pub async fn reconcile(object: &SecureCluster, context: &Context) -> Result<Acti
         }
     };
     let observed = observe::read(&context.client, &cluster).await?;
+    // Brokers stand until nothing is left on them, whatever the spec says by now.
+    let standing = standing(&observed).unwrap_or(0).max(cluster.replicas);
+    let cluster = cluster
+        .with_brokers(standing)
+        .map_err(Error::Configuration)?;
     if let Err((reason, message)) = key_secret(context, &cluster, &observed).await? {
         write_status(
             context,
@@ -163,6 +170,11 @@ async fn key_secret(
     }
 }
 
+/// Brokers of the StatefulSet; `None` when there is none.
+fn standing(observed: &Observed) -> Option<i32> {
+    observed.stateful_set.as_ref()?.spec.replicas
+}
+
 struct Reconcile<'a> {
     object: &'a SecureCluster,
     context: &'a Context,
@@ -184,11 +196,15 @@ impl Reconcile<'_> {
         )
         .await?;
         // An authority past its end gives no access; the rotation below mends that.
-        let access = self
-            .context
-            .access
-            .with(self.object, &authorities.cluster.record, clock);
-        let brokers = self.brokers(access.as_deref()).await;
+        let access = self.context.access.with(
+            self.object,
+            self.cluster.replicas,
+            &authorities.cluster.record,
+            clock,
+        );
+        let mut brokers = self.brokers(access.as_deref()).await;
+        let admin = access.as_deref().ok().map(|access| &access.admin);
+        let scaling = self.scale(&mut brokers, admin).await?;
         let rotation = rotation::advance(
             self.context,
             &self.cluster,
@@ -291,6 +307,7 @@ impl Reconcile<'_> {
                 checklist,
                 problems: std::mem::take(&mut self.problems),
                 rotation,
+                scaling,
                 now,
             },
         );
@@ -356,10 +373,13 @@ impl Reconcile<'_> {
             Ok(access) => access,
             Err(error) => return nobody(&error.to_string()),
         };
+        // Without those that were stopped a moment ago.
+        let standing = self.cluster.pods().len();
         access
             .statuses()
             .await
             .into_iter()
+            .take(standing)
             .map(|(pod, status)| BrokerView {
                 pod,
                 status: status.map_err(|error| error.to_string()),

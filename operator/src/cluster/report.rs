@@ -17,6 +17,7 @@ use super::{
     Cluster,
     leaves::BrokerLeaf,
     observe::BrokerView,
+    removal::Scaling,
     verdicts::{certificates, degradation, is_ready, progress, readiness},
 };
 use crate::{authorities::AuthorityRecord, kubernetes::names, pki::CertificateInfo};
@@ -41,6 +42,8 @@ pub struct Findings<'a> {
     pub problems: Vec<String>,
     /// What a rotation waits for.
     pub rotation: Option<String>,
+    /// How far the removal of brokers is.
+    pub scaling: Scaling,
     /// Now.
     pub now: Timestamp,
 }
@@ -320,6 +323,7 @@ mod tests {
                 checklist: Vec::new(),
                 problems: Vec::new(),
                 rotation: None,
+                scaling: Scaling::Settled,
                 now: Timestamp::from_second(1_800_000_000).unwrap(),
             },
         )

@@ -26,7 +26,9 @@ pub struct Cluster {
     pub name: String,
     /// Its namespace.
     pub namespace: String,
-    /// Number of brokers.
+    /// Number of brokers that the spec asks for.
+    pub wanted: i32,
+    /// Number of brokers that stand: more than are asked for while some of them leave.
     pub replicas: i32,
     /// The ports for clients.
     pub listeners: Vec<ClientListener>,
@@ -90,6 +92,19 @@ impl Cluster {
     /// Never for a name that the API server accepted.
     pub fn clients_authority_name(&self) -> Result<CommonName, pki::NameError> {
         CommonName::new(format!("{}-clients", self.name))
+    }
+
+    /// The same cluster with this many brokers standing.
+    ///
+    /// # Errors
+    /// What the brokers would not accept; never for a number between those that the spec and its StatefulSet name.
+    pub fn with_brokers(mut self, replicas: i32) -> Result<Self, String> {
+        if self.replicas != replicas {
+            self.replicas = replicas;
+            self.config = config::skeleton(cluster_id(&self.namespace, &self.name));
+            self.config = config::broker_config(&self)?;
+        }
+        Ok(self)
     }
 
     /// Names of its brokers' pods, by ordinal.
@@ -225,6 +240,7 @@ pub fn validate(cluster: &SecureCluster) -> Result<Cluster, String> {
         cluster_policy: policy(&spec.certificates.cluster_authority, "clusterAuthority")?,
         clients_policy: policy(&spec.certificates.clients_authority, "clientsAuthority")?,
         leaf_validity: duration(spec.certificates.leaf_validity, "leafValidity")?,
+        wanted: spec.brokers.replicas,
         replicas: spec.brokers.replicas,
         listeners,
         kek_secret,
@@ -325,6 +341,22 @@ pub(crate) mod tests {
         assert!(dns.contains(&"events-0.events-brokers.messaging.svc".to_owned()));
         assert!(dns.contains(&"events-bootstrap.messaging.svc.cluster.local".to_owned()));
         assert!(!dns.iter().any(|name| name.contains("localhost")));
+    }
+
+    #[test]
+    fn brokers_that_leave_change_no_configuration() {
+        let with = |replicas| {
+            let mut cluster = fixture();
+            cluster.spec.brokers.replicas = replicas;
+            validate(&cluster).unwrap()
+        };
+        let leaving = with(3).with_brokers(5).unwrap();
+        assert_eq!((leaving.wanted, leaving.replicas), (3, 5));
+        assert_eq!(leaving.pods().len(), 5);
+        assert_eq!(leaving.config, with(5).config);
+        assert_eq!(leaving.with_brokers(3).unwrap().config, with(3).config);
+        // Below three it would, which is why that is refused.
+        assert_ne!(with(1).config, with(1).with_brokers(3).unwrap().config);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use palisade_crds::Reason;
 
 use super::{
     observe::BrokerView,
+    removal::Scaling,
     report::{Findings, as_time},
 };
 
@@ -97,6 +98,9 @@ pub(super) fn progress(findings: &Findings<'_>) -> (bool, Reason, String) {
             ),
         );
     }
+    if let Scaling::Leaving(message) = &findings.scaling {
+        return (true, Reason::Draining, message.clone());
+    }
     if let Some(message) = stale_trust(findings) {
         return (true, Reason::CertificatesPending, message);
     }
@@ -113,6 +117,9 @@ pub(super) fn progress(findings: &Findings<'_>) -> (bool, Reason, String) {
 pub(super) fn degradation(findings: &Findings<'_>) -> (bool, Reason, String) {
     if !findings.problems.is_empty() {
         return (true, Reason::Retrying, findings.problems.join("; "));
+    }
+    if let Scaling::Refused(message) = &findings.scaling {
+        return (true, Reason::ScaleDownRefused, message.clone());
     }
     for broker in findings.brokers {
         let Ok(status) = &broker.status else { continue };

@@ -5,6 +5,7 @@
 
 pub mod acls;
 mod admin;
+mod brokers;
 mod connection;
 mod error;
 mod guard;

@@ -25,6 +25,8 @@ pub(super) struct ShardHandle {
     pub(super) leader: watch::Receiver<LeaderView>,
     /// Damage that was found on disk was reported.
     pub(super) reported: AtomicBool,
+    /// Nothing that peers send reaches the replica.
+    deaf: AtomicBool,
     follower: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -74,6 +76,7 @@ impl ShardHandle {
             leadership,
             leader,
             reported: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             follower: Mutex::new(Some(follower)),
         })
     }
@@ -109,6 +112,16 @@ impl ShardHandle {
         }
     }
 
+    /// Keeps everything that peers send from the replica, for as long as the answer lives.
+    pub(super) fn deafen(&self) -> Deaf<'_> {
+        self.deaf.store(true, Ordering::SeqCst);
+        Deaf(self)
+    }
+
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::SeqCst)
+    }
+
     /// Stops the shard. What is on disk stays.
     pub(super) async fn stop(&self) {
         self.shard.shutdown().await;
@@ -125,6 +138,15 @@ impl ShardHandle {
         tokio::task::spawn_blocking(move || data.sync())
             .await
             .unwrap_or_else(|error| Err(LogError::Invalid(error.to_string())))
+    }
+}
+
+/// See [`ShardHandle::deafen`].
+pub(super) struct Deaf<'a>(&'a ShardHandle);
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        self.0.deaf.store(false, Ordering::SeqCst);
     }
 }
 

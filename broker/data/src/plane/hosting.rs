@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     path::PathBuf,
     sync::Arc,
 };
@@ -143,11 +144,27 @@ impl DataPlane {
         Ok(())
     }
 
-    /// Stops the replica of a shard and deletes everything of it. Its peers must not count on it any more.
+    /// Stops the replica of a shard and deletes everything of it, if its peers do not count on it any more: `let_go`, which has to ask them when it is polled and
+    /// not before, says so. Nothing that they send reaches the replica meanwhile. So what it promised before the question counts for nothing, as it was no member
+    /// then, and after the question it promises nothing: whoever adds it again finds it empty. Whether it was deleted.
     ///
     /// # Errors
     /// Trouble with the disk; the replica is stopped all the same, and another call, or the next start, goes on.
-    pub async fn unhost(&self, shard: ShardId) -> Result<(), DataError> {
+    pub async fn unhost(
+        &self,
+        shard: ShardId,
+        let_go: impl Future<Output = bool>,
+    ) -> Result<bool, DataError> {
+        let handle = self.handle_of(shard);
+        let _deaf = handle.as_ref().map(|handle| handle.deafen());
+        if !let_go.await {
+            return Ok(false);
+        }
+        self.delete(shard).await?;
+        Ok(true)
+    }
+
+    async fn delete(&self, shard: ShardId) -> Result<(), DataError> {
         let _one = self.hosting.lock().await;
         let _quiet = self.checkpointing.lock().await;
         let handle = Arc::make_mut(&mut self.shards.write()).remove(&shard);
@@ -178,7 +195,7 @@ impl DataPlane {
         self.handles().keys().copied().collect()
     }
 
-    /// Ends what [`DataPlane::unhost`] began.
+    /// Ends what [`DataPlane::delete`] began.
     async fn forget(&self, shard: ShardId) -> Result<(), DataError> {
         let (done, forgotten) = tokio::sync::oneshot::channel();
         self.wal.forget(shard, |outcome| {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc};
 
 use palisade_log::ShardId;
-use palisade_shard::{MembersError, Message, NodeId, ShardStatus};
+use palisade_shard::{Members, MembersError, Message, NodeId, ShardStatus};
 use tokio::{sync::watch, task::JoinSet};
 
 use super::{DataPlane, Leaders};
@@ -11,7 +11,7 @@ use crate::{repair, types::DataError};
 
 impl DataPlane {
     /// Takes a message of another broker's replica of a shard. Must be called in the order in which a peer's messages arrive; the answer may be awaited anywhere.
-    /// `None`: the shard is not hosted here.
+    /// `None`: the shard is not hosted here, or is about to be given up.
     pub fn handle(
         &self,
         from: NodeId,
@@ -19,6 +19,9 @@ impl DataPlane {
         message: Message,
     ) -> Option<Pin<Box<dyn Future<Output = Message> + Send>>> {
         let handle = self.handle_of(shard)?;
+        if handle.is_deaf() {
+            return None;
+        }
         if repair::is_question(message.kind) {
             self.is_asked(shard, from);
             let served = Self::serve_repair(handle, self.runtime.clone(), message);
@@ -63,6 +66,15 @@ impl DataPlane {
     ) -> Result<(), DataError> {
         let handle = self.handle_of(shard).ok_or(DataError::NotLeader)?;
         Ok(handle.shard.set_members(voters).await?)
+    }
+
+    /// Who the replicas of a shard that this broker leads are, beyond doubt. See [`palisade_shard::Shard::confirmed_members`].
+    ///
+    /// # Errors
+    /// As [`DataPlane::set_members`].
+    pub async fn confirmed_members(&self, shard: ShardId) -> Result<Members, DataError> {
+        let handle = self.handle_of(shard).ok_or(DataError::NotLeader)?;
+        Ok(handle.shard.confirmed_members().await?)
     }
 
     /// Hands the leadership of a shard to another voter.

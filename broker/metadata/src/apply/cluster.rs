@@ -105,12 +105,16 @@ impl Image {
     }
 
     pub(super) fn unregister_broker(&mut self, id: i32) -> Outcome {
-        if !self.brokers.contains_key(&id) {
-            return Err(MetadataError::UnknownBroker(id));
-        }
+        let found = self
+            .brokers
+            .get(&id)
+            .ok_or(MetadataError::UnknownBroker(id))?;
         let replicas = self.shards_on(id).count();
         if replicas > 0 {
             return Err(MetadataError::BrokerHasReplicas { id, replicas });
+        }
+        if !found.draining {
+            return Err(MetadataError::NotDraining(id));
         }
         Arc::make_mut(&mut self.brokers).remove(&id);
         Ok(MetadataResponse::Done)
@@ -121,12 +125,31 @@ impl Image {
             .brokers
             .get(&id)
             .ok_or(MetadataError::UnknownBroker(id))?;
+        if draining {
+            self.check_spare(id)?;
+        }
         if found.draining != draining
             && let Some(broker) = Arc::make_mut(&mut self.brokers).get_mut(&id)
         {
             broker.draining = draining;
         }
         Ok(MetadataResponse::Done)
+    }
+
+    /// Whether the replicas of every shard find room on the brokers that take some without this one. Shards are never removed, so those without a topic count too.
+    fn check_spare(&self, id: i32) -> Result<(), MetadataError> {
+        let others = self.brokers.values().filter(|broker| broker.id != id);
+        let left = others.filter(|broker| !broker.draining).count();
+        match self.pools.last_key_value() {
+            Some((replication_factor, _)) if usize::from(*replication_factor) > left => {
+                Err(MetadataError::BrokerNeeded {
+                    id,
+                    left,
+                    replication_factor: *replication_factor,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn create_pool(

@@ -286,9 +286,15 @@ fn a_registration_fences_the_one_before() {
     let second = epoch(&mut image, register(0));
     let other = epoch(&mut image, register(1));
     assert!(first < second && second < other);
-    image
-        .apply(MetadataCommand::UnregisterBroker { id: 1 })
-        .unwrap();
+    for command in [
+        MetadataCommand::SetDraining {
+            id: 1,
+            draining: true,
+        },
+        MetadataCommand::UnregisterBroker { id: 1 },
+    ] {
+        image.apply(command).unwrap();
+    }
     assert!(epoch(&mut image, register(1)) > other);
     assert_eq!(
         refused(&image, MetadataCommand::UnregisterBroker { id: 5 }),

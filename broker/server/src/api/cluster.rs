@@ -1,19 +1,22 @@
-//! What is asked about the cluster as a whole: DescribeCluster (60), DescribeLogDirs (35), ListPartitionReassignments (46).
+//! What is asked about the cluster as a whole: DescribeCluster (60), DescribeLogDirs (35), ListPartitionReassignments (46),
+//! UnregisterBroker (64).
 
 use std::collections::BTreeMap;
 
 use kafka_protocol::messages::{
     BrokerId, DescribeClusterRequest, DescribeClusterResponse, DescribeLogDirsRequest,
     DescribeLogDirsResponse, ListPartitionReassignmentsResponse, TopicName,
+    UnregisterBrokerRequest, UnregisterBrokerResponse,
     describe_cluster_response::DescribeClusterBroker,
     describe_log_dirs_response::{
         DescribeLogDirsPartition, DescribeLogDirsResult, DescribeLogDirsTopic,
     },
 };
 use palisade_security::acl::Operation;
+use tracing::info;
 
 use super::{Context, metadata::reachable};
-use crate::kafka_error::KafkaError;
+use crate::kafka_error::{KafkaError, of_removal};
 
 const ENDPOINT_BROKERS: i8 = 1;
 
@@ -94,5 +97,25 @@ pub(crate) fn list_reassignments(ctx: &Context) -> ListPartitionReassignmentsRes
         response
     } else {
         response.with_error_code(ctx.code(KafkaError::ClusterAuthorizationFailed))
+    }
+}
+
+/// Forgets a broker for good, which has to be drained before ([`super::draining`]).
+pub(crate) async fn unregister(
+    ctx: &Context,
+    request: &UnregisterBrokerRequest,
+) -> UnregisterBrokerResponse {
+    let response = UnregisterBrokerResponse::default();
+    if !ctx.allows_cluster(Operation::Alter) {
+        return response.with_error_code(ctx.code(KafkaError::ClusterAuthorizationFailed));
+    }
+    let broker = request.broker_id.0;
+    info!(by = %ctx.session.principal, broker, "unregistering a broker");
+    let cluster = &ctx.broker.cluster;
+    match cluster.unregister(&ctx.broker.data, broker).await {
+        Ok(()) => response,
+        Err(error) => response
+            .with_error_code(ctx.code(of_removal(&error)))
+            .with_error_message(Some(error.to_string().into())),
     }
 }

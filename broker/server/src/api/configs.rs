@@ -1,7 +1,7 @@
 //! DescribeConfigs (32), IncrementalAlterConfigs (44), AlterConfigs (33) and ListConfigResources (74).
 //!
 //! Topics have configs of their own; the brokers share dynamic defaults for them (resource `""`). What a broker reads from its
-//! configuration file is not among them.
+//! configuration file is not among them. One broker alone has a single config, [`super::draining`].
 
 use kafka_protocol::{
     messages::{
@@ -24,7 +24,7 @@ use palisade_metadata::{
 use palisade_security::acl::{Operation, ResourceType};
 use tracing::info;
 
-use super::Context;
+use super::{Context, draining};
 use crate::kafka_error::{KafkaError, of_change, of_metadata};
 
 /// Kafka's codes of config resources.
@@ -39,9 +39,9 @@ const DELETE: i8 = 1;
 const APPEND: i8 = 2;
 const SUBTRACT: i8 = 3;
 
-type Refusal = (KafkaError, String);
+pub(super) type Refusal = (KafkaError, String);
 
-fn plain(error: KafkaError) -> Refusal {
+pub(super) fn plain(error: KafkaError) -> Refusal {
     (error, error.to_string())
 }
 
@@ -96,10 +96,11 @@ fn describe_one(
             if !ctx.allows_cluster(Operation::DescribeConfigs) {
                 return Err(plain(KafkaError::ClusterAuthorizationFailed));
             }
-            let whole = broker_resource(ctx, &resource.resource_name)?;
+            let broker = broker_resource(ctx, &resource.resource_name)?;
             Ok(TOPIC_CONFIGS
                 .iter()
-                .filter_map(|definition| broker_config(ctx, definition, whole, request))
+                .filter_map(|definition| broker_config(ctx, definition, broker.is_none(), request))
+                .chain(broker.map(|broker| draining::describe(ctx, broker, request)))
                 .filter(|config| wanted(&config.name))
                 .collect())
         }
@@ -110,13 +111,13 @@ fn describe_one(
     }
 }
 
-/// Which brokers a name means: `true` for all of them (the empty name), `false` for one.
-fn broker_resource(ctx: &Context, name: &StrBytes) -> Result<bool, Refusal> {
+/// The broker that a name means; `None` for all of them (the empty name).
+fn broker_resource(ctx: &Context, name: &StrBytes) -> Result<Option<i32>, Refusal> {
     if name.is_empty() {
-        return Ok(true);
+        return Ok(None);
     }
     match name.parse::<i32>() {
-        Ok(id) if ctx.image.brokers.contains_key(&id) => Ok(false),
+        Ok(id) if ctx.image.brokers.contains_key(&id) => Ok(Some(id)),
         Ok(id) => Err((
             KafkaError::InvalidRequest,
             format!("there is no broker {id}"),
@@ -235,9 +236,9 @@ async fn alter(ctx: &Context, change: Change, validate_only: bool) -> Result<(),
             if !ctx.allows_cluster(Operation::AlterConfigs) {
                 return Err(plain(KafkaError::ClusterAuthorizationFailed));
             }
-            if !broker_resource(ctx, &change.name)? {
-                let message = "dynamic configs are set for all brokers together: use --entity-default; what concerns one broker is in its configuration file";
-                return Err((KafkaError::InvalidRequest, message.to_owned()));
+            if let Some(broker) = broker_resource(ctx, &change.name)? {
+                let ops = change.ops?;
+                return draining::alter(ctx, broker, change.replace, &ops, validate_only).await;
             }
             ConfigResource::Brokers
         }

@@ -10,6 +10,7 @@ mod context;
 mod create_topics;
 mod delete_records;
 mod describe_topic_partitions;
+mod draining;
 mod elect_leaders;
 mod fetch;
 mod find_coordinator;
@@ -257,6 +258,9 @@ async fn dispatch(ctx: &Context, body: RequestKind) -> Option<Answer> {
         Q::ListPartitionReassignments(_) => {
             A::ListPartitionReassignments(cluster::list_reassignments(ctx))
         }
+        Q::UnregisterBroker(request) => {
+            A::UnregisterBroker(cluster::unregister(ctx, &request).await)
+        }
         Q::DescribeTopicPartitions(request) => {
             A::DescribeTopicPartitions(describe_topic_partitions::handle(ctx, &request))
         }
@@ -315,6 +319,7 @@ fn set_throttle(body: &mut ResponseKind, wait: Duration) {
         DescribeLogDirs,
         ElectLeaders,
         ListPartitionReassignments,
+        UnregisterBroker,
         DescribeTopicPartitions,
     );
 }

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::Cluster;
+use super::{Cluster, replicas::heir};
 
 const STEP: Duration = Duration::from_millis(250);
 /// Replicas of the shards that keep committed offsets, when there are as many brokers.
@@ -121,11 +121,28 @@ async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
     if status.voters == voters && status.learners == learners {
         return;
     }
-    if let Err(error) = cluster
-        .metadata
-        .set_members_with_learners(voters, learners)
-        .await
-    {
-        debug!(%error, "cannot change the members of the metadata shard yet");
+    // A leader that is to lose its vote hands over first, so that nobody waits for an election; whoever is next goes on with this.
+    if !voters.contains(&cluster.me) {
+        let staying: Vec<NodeId> = voters.iter().copied().collect();
+        if let Some(heir) = heir(cluster.me, &staying, &status, &cluster.alive())
+            && cluster.metadata.transfer_leadership(heir).await.is_ok()
+        {
+            return;
+        }
+    }
+    let wanted = (voters.clone(), learners.clone());
+    let mut images = cluster.images.clone();
+    // A broker that is waited for may be drained meanwhile, or forgotten.
+    let others = async {
+        let is_other = |image: &Arc<Image>| members(image, cluster.me) != wanted;
+        drop(images.wait_for(is_other).await);
+    };
+    select! {
+        changed = cluster.metadata.set_members_with_learners(voters, learners) => {
+            if let Err(error) = changed {
+                debug!(%error, "cannot change the members of the metadata shard yet");
+            }
+        }
+        () = others => debug!("the metadata shard is to have other members now"),
     }
 }

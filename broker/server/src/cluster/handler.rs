@@ -12,6 +12,7 @@ use palisade_shard::{Message, NodeId};
 use super::{
     Cluster, Election,
     messages::{Answer, ChangeFailure, Question},
+    removal::Holdings,
 };
 
 /// Takes messages from the moment the control port is open; what is not there yet is refused, and asked for again.
@@ -80,6 +81,16 @@ impl Desk {
                     Answer::GaveBack(match known {
                         Some((cluster, data)) => cluster.give_back(&data, shard).await,
                         None => Election::Unavailable("its leader is starting".to_owned()),
+                    })
+                }
+                .boxed()
+            }
+            (Question::Holdings(broker, shards), cluster) => {
+                let known = cluster.zip(self.data.get().cloned());
+                async move {
+                    Answer::Holds(match known {
+                        Some((cluster, data)) => cluster.holdings(&data, broker, &shards).await,
+                        None => Holdings::default(),
                     })
                 }
                 .boxed()

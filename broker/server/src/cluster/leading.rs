@@ -139,7 +139,9 @@ impl Cluster {
                 }
                 Err(error) => Election::Unavailable(error.to_string()),
             },
-            Step::Members(_) => Election::Unavailable("its replicas are being moved".to_owned()),
+            Step::Members(_) | Step::Leave(_) => {
+                Election::Unavailable("its replicas are being moved".to_owned())
+            }
             Step::None if preferred(assigned, &draining) == Some(self.me) => Election::NotNeeded,
             Step::None => Election::Unavailable(
                 "the preferred replica cannot be reached, or has not caught up".to_owned(),

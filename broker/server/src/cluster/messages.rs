@@ -1,12 +1,14 @@
 //! What brokers say to each other about the cluster, on a channel of its own: a kind, then postcard.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use palisade_log::ShardId;
 use palisade_metadata::{MetadataError, MetadataResponse};
 use palisade_shard::{Message, NodeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Election, LeaderTable, Quorum};
+use super::{Election, LeaderTable, Quorum, removal::Holdings};
 
 /// Format of what follows in the head; another one is refused, which a rolling upgrade has to avoid.
 const FORMAT: u8 = 1;
@@ -24,6 +26,8 @@ pub(crate) enum Question {
     Leaders(LeaderTable),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),
+    /// Which of these shards count on this broker, and which have let go of it.
+    Holdings(i32, BTreeSet<ShardId>),
     /// How far the replicas of shard 0 are, for its leader.
     Quorum,
     /// Have the preferred replica lead a shard, for its leader.
@@ -46,6 +50,8 @@ pub(crate) enum Answer {
     Noted,
     /// To [`Question::Change`]: the response and the version of the metadata that has the change.
     Changed(Result<(MetadataResponse, u64), ChangeFailure>),
+    /// To [`Question::Holdings`].
+    Holds(Holdings),
     /// To [`Question::Quorum`]; nothing when the broker that was asked does not lead.
     Quorum(Option<Quorum>),
     /// To [`Question::GiveBack`].
@@ -129,6 +135,7 @@ mod tests {
             Question::WhoAreYou,
             Question::Leaders(table),
             Question::Change(vec![1, 2, 3]),
+            Question::Holdings(3, [ShardId(0), ShardId(4)].into()),
             Question::Quorum,
             Question::GiveBack(ShardId(4)),
         ] {
@@ -142,6 +149,10 @@ mod tests {
                 controller: Some(0),
             },
             Answer::Changed(Ok((MetadataResponse::Done, 12))),
+            Answer::Holds(Holdings {
+                released: [ShardId(0)].into(),
+                held: [ShardId(4)].into(),
+            }),
             Answer::Quorum(None),
             Answer::Quorum(Some(Quorum {
                 leader: NodeId::of(1, 9),

@@ -6,6 +6,7 @@
 //! changes     metadata changes, wherever they are asked for, go to the leader of shard 0
 //! leading     what only a shard's leader can say or do, for clients that ask any broker
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
+//! removal     lets go of replicas that have moved, and of a broker for good, once no shard counts on them any more
 //! controller  what only the leader of shard 0 does: registrations' consequences, pools, balance
 //! ```
 //!
@@ -18,6 +19,7 @@ mod gossip;
 mod handler;
 mod leading;
 mod messages;
+mod removal;
 mod replicas;
 mod spread;
 
@@ -46,6 +48,7 @@ pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
 pub(crate) use leading::{Election, Quorum};
 pub(crate) use messages::ChangeFailure;
+pub(crate) use removal::RemovalError;
 pub(crate) use replicas::run as replicas;
 pub(crate) use spread::run as spread;
 
@@ -186,6 +189,7 @@ impl Cluster {
                     id: *id,
                     connected,
                     since: Leaf::rfc3339(since),
+                    draining: image.brokers.get(id).is_some_and(|broker| broker.draining),
                 }
             })
             .collect()
@@ -215,13 +219,16 @@ impl Cluster {
         partitions.filter(|shard| behind.contains(shard)).count() as u64
     }
 
-    /// Whether this broker was told to give everything away, and has.
+    /// Whether this broker was told to give everything away, and has: its data, and its vote on the metadata.
     pub(crate) fn is_drained(&self, data: &DataPlane) -> bool {
         let image = self.image();
         let registered = image.brokers.get(&self.me.broker());
+        let metadata = self.metadata.status();
         registered.is_some_and(|broker| broker.draining)
             && image.shards_on(self.me.broker()).next().is_none()
             && data.hosted().is_empty()
+            && !metadata.changing
+            && !metadata.voters.contains(&self.me)
     }
 
     /// Whether everything that is assigned to this broker is hosted here, has a leader, and counts this replica among its voters: until then the loss of

@@ -13,7 +13,8 @@ use palisade_metadata::{Image, ShardInfo};
 use palisade_shard::{Formation, NodeId, ShardStatus};
 use tokio::{
     select,
-    time::{Instant, MissedTickBehavior, interval},
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -34,6 +35,8 @@ pub(super) enum Step {
     None,
     /// The leader changes the voters.
     Members(BTreeSet<NodeId>),
+    /// The leader is to lose its replica: it hands over to one that stays, which then changes the voters, so that nobody waits for an election.
+    Leave(NodeId),
     /// The leader hands over, once the target has been fit for a while.
     Prefer(NodeId),
 }
@@ -47,9 +50,6 @@ pub(super) fn step(
     draining: &BTreeSet<i32>,
 ) -> Step {
     let wanted = assigned.voters();
-    if wanted != status.voters {
-        return Step::Members(wanted);
-    }
     let fit = |node: &NodeId| {
         *node == me
             || (alive.contains(&node.broker())
@@ -59,6 +59,15 @@ pub(super) fn step(
                     .get(node)
                     .is_some_and(|matched| matched.saturating_add(CLOSE) >= status.last_index))
     };
+    if !wanted.contains(&me) {
+        let mut staying = assigned.replicas.iter();
+        let heir = staying.find(|node| status.voters.contains(node) && fit(node));
+        return heir.map_or(Step::Members(wanted), |heir| Step::Leave(*heir));
+    }
+    // A learner is a replica that is on its way, or one whose leadership ended while it removed itself: either way there is something left to do.
+    if wanted != status.voters || !status.learners.is_empty() {
+        return Step::Members(wanted);
+    }
     match preferred(assigned, draining) {
         Some(preferred) if preferred != me && fit(&preferred) => Step::Prefer(preferred),
         _ => Step::None,
@@ -112,25 +121,52 @@ pub(super) fn draining(image: &Image) -> BTreeSet<i32> {
 }
 
 /// Runs until the broker stops.
+///
+/// Hosting waits for no change of members: whoever makes one waits for the replica that another broker has to host, which may be making one as well.
 pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: CancellationToken) {
-    let mut images = cluster.images.clone();
-    let mut steps = interval(STEP);
-    steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut fit_since: BTreeMap<ShardId, (NodeId, Instant)> = BTreeMap::new();
-    loop {
-        select! {
-            () = stopping.cancelled() => return,
-            changed = images.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            _ = steps.tick() => {}
+    let hosting = async {
+        let mut steps = Steps::new(&cluster, &stopping);
+        while let Some(image) = steps.next().await {
+            end_if_stopped(&cluster, &data);
+            host(&cluster, &data, &image).await;
         }
-        end_if_stopped(&cluster, &data);
-        let image = Arc::clone(&images.borrow_and_update());
-        host(&cluster, &data, &image).await;
-        lead(&cluster, &data, &image, &mut fit_since).await;
+    };
+    let leading = async {
+        let mut steps = Steps::new(&cluster, &stopping);
+        let mut fit_since = BTreeMap::new();
+        while steps.next().await.is_some() {
+            lead(&cluster, &data, &mut fit_since).await;
+        }
+    };
+    tokio::join!(hosting, leading);
+}
+
+/// When assignments are looked at.
+struct Steps<'a> {
+    images: watch::Receiver<Arc<Image>>,
+    ticks: Interval,
+    stopping: &'a CancellationToken,
+}
+
+impl<'a> Steps<'a> {
+    fn new(cluster: &Cluster, stopping: &'a CancellationToken) -> Self {
+        let mut ticks = interval(STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            images: cluster.images.clone(),
+            ticks,
+            stopping,
+        }
+    }
+
+    /// The metadata to act on; `None` when the broker stops.
+    async fn next(&mut self) -> Option<Arc<Image>> {
+        select! {
+            () = self.stopping.cancelled() => return None,
+            changed = self.images.changed() => changed.ok()?,
+            _ = self.ticks.tick() => {}
+        }
+        Some(Arc::clone(&self.images.borrow_and_update()))
     }
 }
 
@@ -162,57 +198,89 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
             }
         }
     }
-    for id in hosted {
-        // Only when the shard itself has let go of this replica: until then its vote counts.
-        let released = image.shards.contains_key(&id)
-            && !wanted.contains_key(&id)
-            && data.shard_status(id).is_some_and(|status| {
-                !status.voters.contains(&cluster.me) && !status.learners.contains(&cluster.me)
-            });
-        if released {
-            match data.unhost(id).await {
-                Ok(()) => info!(shard = %id, "removed a replica that has moved to other brokers"),
-                Err(error) => {
-                    warn!(shard = %id, %error, "cannot remove a replica that has moved away")
-                }
+    // Only when the shard itself has let go of this replica: until then its vote counts. A replica that was removed is not told of it, so the leader is asked, and
+    // asked again when this replica can promise nothing more.
+    let moved: BTreeSet<ShardId> = hosted
+        .into_iter()
+        .filter(|id| image.shards.contains_key(id) && !wanted.contains_key(id))
+        .collect();
+    if moved.is_empty() {
+        return;
+    }
+    for id in cluster.let_go_of_me(&moved).await {
+        let one = BTreeSet::from([id]);
+        let let_go = async { cluster.let_go_of_me(&one).await.contains(&id) };
+        match data.unhost(id, let_go).await {
+            Ok(true) => info!(shard = %id, "removed a replica that has moved to other brokers"),
+            Ok(false) => {}
+            Err(error) => warn!(shard = %id, %error, "cannot remove a replica that has moved away"),
+        }
+    }
+}
+
+/// Changes the members, unless the assignment changes first: a replica that is not assigned any more may never come to be hosted, so waiting for it would keep
+/// everything else from being done.
+async fn change_members(
+    cluster: &Cluster,
+    data: &DataPlane,
+    shard: ShardId,
+    voters: BTreeSet<NodeId>,
+) {
+    let mut images = cluster.images.clone();
+    let wanted = voters.clone();
+    let reassigned = async {
+        let is_other = |image: &Arc<Image>| {
+            let assigned = image.shards.get(&shard);
+            assigned.is_none_or(|assigned| assigned.voters() != wanted)
+        };
+        drop(images.wait_for(is_other).await);
+    };
+    select! {
+        changed = data.set_members(shard, voters) => {
+            if let Err(error) = changed {
+                debug!(%shard, %error, "cannot change the members of a shard yet");
             }
         }
+        () = reassigned => debug!(%shard, "the members that a shard was to have are others now"),
     }
 }
 
 async fn lead(
     cluster: &Cluster,
     data: &DataPlane,
-    image: &Image,
     fit_since: &mut BTreeMap<ShardId, (NodeId, Instant)>,
 ) {
-    let draining = draining(image);
-    for (id, shard) in image.shards.iter() {
-        let Some(status) = data.shard_status(*id) else {
+    for id in data.hosted() {
+        // Each step may take its time: the next one follows what is assigned by then.
+        let image = cluster.image();
+        let (Some(shard), Some(status)) = (image.shards.get(&id), data.shard_status(id)) else {
             continue;
         };
         if status.leader != Some(cluster.me) {
-            fit_since.remove(id);
+            fit_since.remove(&id);
             continue;
         }
-        let fit = cluster.fit(data, *id);
-        match step(cluster.me, shard, &status, &fit, &draining) {
+        let fit = cluster.fit(data, id);
+        match step(cluster.me, shard, &status, &fit, &draining(&image)) {
             Step::None => {
-                fit_since.remove(id);
+                fit_since.remove(&id);
             }
-            Step::Members(voters) => {
-                if let Err(error) = data.set_members(*id, voters).await {
-                    debug!(shard = %id, %error, "cannot change the members of a shard yet");
+            Step::Members(voters) => change_members(cluster, data, id, voters).await,
+            Step::Leave(to) => {
+                debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
+                if let Err(error) = data.transfer(id, to).await {
+                    debug!(shard = %id, %error, "leadership was not handed over");
+                    change_members(cluster, data, id, shard.voters()).await;
                 }
             }
             Step::Prefer(to) => {
-                let since = fit_since.entry(*id).or_insert((to, Instant::now()));
+                let since = fit_since.entry(id).or_insert((to, Instant::now()));
                 if since.0 != to {
                     *since = (to, Instant::now());
                 } else if since.1.elapsed() >= PREFERENCE {
-                    fit_since.remove(id);
+                    fit_since.remove(&id);
                     debug!(shard = %id, %to, "giving leadership back to the preferred replica");
-                    if let Err(error) = data.transfer(*id, to).await {
+                    if let Err(error) = data.transfer(id, to).await {
                         debug!(shard = %id, %error, "leadership was not handed over");
                     }
                 }
@@ -257,6 +325,35 @@ mod tests {
         assert_eq!(
             step(A, &moved, &status(&[A, B, C], &[]), &alive, &none),
             Step::Members(BTreeSet::from([B, C, NodeId::of(3, 1)]))
+        );
+    }
+
+    #[test]
+    fn a_leader_that_is_to_leave_hands_over_first() {
+        let alive = BTreeSet::from([0, 1, 2, 3]);
+        let draining = BTreeSet::from([0]);
+        let new = NodeId::of(3, 1);
+        let moved = shard(&[new, B, C]);
+        // Not to the one that comes: it has nothing yet.
+        let leaving = status(&[A, B, C], &[(B, 100), (C, 5000)]);
+        assert_eq!(step(A, &moved, &leaving, &alive, &draining), Step::Leave(C));
+        let behind = status(&[A, B, C], &[(B, 100), (C, 100)]);
+        assert_eq!(
+            step(A, &moved, &behind, &alive, &draining),
+            Step::Members(moved.voters())
+        );
+    }
+
+    #[test]
+    fn a_former_replica_is_let_go_of() {
+        let alive = BTreeSet::from([0, 1, 2, 3]);
+        let none = BTreeSet::new();
+        let wanted = shard(&[A, B, C]);
+        let mut members = status(&[A, B, C], &[]);
+        members.learners = BTreeSet::from([NodeId::of(3, 1)]);
+        assert_eq!(
+            step(A, &wanted, &members, &alive, &none),
+            Step::Members(wanted.voters())
         );
     }
 

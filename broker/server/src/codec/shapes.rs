@@ -98,6 +98,7 @@ pub(super) fn shape(api: ApiKey) -> Option<&'static Kind> {
         ApiKey::DescribeQuorum => &admin::DESCRIBE_QUORUM,
         ApiKey::DescribeCluster => &admin::DESCRIBE_CLUSTER,
         ApiKey::DescribeProducers => &admin::DESCRIBE_PRODUCERS,
+        ApiKey::UnregisterBroker => &admin::UNREGISTER_BROKER,
         ApiKey::ListConfigResources => &admin::LIST_CONFIG_RESOURCES,
         ApiKey::DescribeTopicPartitions => &admin::DESCRIBE_TOPIC_PARTITIONS,
         _ => return None,

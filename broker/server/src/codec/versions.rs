@@ -73,6 +73,7 @@ pub(crate) const SUPPORTED: &[Api] = &[
     api!(DescribeQuorum, 0, 2),
     api!(DescribeCluster, 0, 2),
     api!(DescribeProducers, 0, 0),
+    api!(UnregisterBroker, 0, 0),
     api!(ListConfigResources, 0, 1),
     api!(DescribeTopicPartitions, 0, 0),
 ];

@@ -66,3 +66,45 @@ async fn a_leader_that_is_removed_hands_over() {
     assert_eq!(cluster.replicas[new].shard().status().voters, left);
     assert_eq!(cluster.agreed().await, (0..200).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_replaced_without_knowing_it_says_nothing_of_the_members() {
+    let cluster = Cluster::formed(4).await;
+    let old = cluster.leader().await;
+    let all = cluster.ids();
+    let leaves = (old + 1) % 4;
+    let gone = cluster.replicas[leaves].id;
+    let shard = cluster.replicas[old].shard();
+    assert_eq!(shard.confirmed_members().await.unwrap().voters, all);
+    let mut rest = all.clone();
+    rest.remove(&gone);
+    shard.set_members(rest.clone()).await.unwrap();
+    let members = shard.confirmed_members().await.unwrap();
+    assert_eq!((members.voters, members.learners), (rest, BTreeSet::new()));
+    let follower = cluster.replicas[(old + 2) % 4].shard();
+    assert!(matches!(
+        follower.confirmed_members().await,
+        Err(MembersError::NotLeader { .. })
+    ));
+
+    // The others add it again, which this one does not hear of: all that it knows by itself is that it leads, and that it has let go.
+    cluster.net.isolate(cluster.replicas[old].id, all.clone());
+    let (asked, new) = tokio::join!(shard.confirmed_members(), async {
+        let new = cluster.leader_among(|place| place != old).await;
+        let new = cluster.replicas[new].shard();
+        // The one that is cut off cannot catch up, and need not: it is a voter already.
+        new.set_members(all.clone()).await.unwrap();
+        new
+    });
+    assert!(!shard.status().voters.contains(&gone));
+    for said in [asked, shard.confirmed_members().await] {
+        assert!(
+            matches!(
+                said,
+                Err(MembersError::Unconfirmed(_) | MembersError::NotLeader { .. })
+            ),
+            "{said:?}"
+        );
+    }
+    assert_eq!(new.confirmed_members().await.unwrap().voters, all);
+}

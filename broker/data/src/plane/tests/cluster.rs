@@ -111,7 +111,7 @@ impl Cluster {
         cluster
     }
 
-    fn add(&mut self, id: NodeId) {
+    pub(super) fn add(&mut self, id: NodeId) {
         let mut bench = Bench::new();
         bench.real_files = true;
         bench.catalog = Arc::clone(&self.catalog);

@@ -1,9 +1,10 @@
 //! Shards that several brokers keep.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use palisade_log::{Offset, TopicId};
+use palisade_shard::{Formation, NodeId};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -361,8 +362,7 @@ async fn a_replica_moves_away_and_comes_back() {
     produce_somewhere(&cluster, topic, &batch("a", 5)).await;
     let leader = cluster.leader(SHARD).await;
     let leaves = (leader + 1) % 3;
-    let all: std::collections::BTreeSet<_> =
-        cluster.brokers.iter().map(|broker| broker.id).collect();
+    let all: BTreeSet<_> = cluster.brokers.iter().map(|broker| broker.id).collect();
     let mut rest = all.clone();
     rest.remove(&cluster.brokers[leaves].id);
     cluster
@@ -370,7 +370,9 @@ async fn a_replica_moves_away_and_comes_back() {
         .set_members(SHARD, rest)
         .await
         .unwrap();
-    cluster.plane(leaves).unhost(SHARD).await.unwrap();
+    let plane = cluster.plane(leaves);
+    assert!(plane.unhost(SHARD, async { true }).await.unwrap());
+    drop(plane);
     assert_eq!(cluster.plane(leaves).hosted(), [palisade_log::ShardId(2)]);
     let dir = cluster.brokers[leaves].bench.data_dir();
     assert!(!dir.join("shard-1").exists() && !dir.join("shard-1.removed").exists());
@@ -380,10 +382,7 @@ async fn a_replica_moves_away_and_comes_back() {
     cluster.start(leaves).await;
     assert_eq!(cluster.plane(leaves).hosted(), [palisade_log::ShardId(2)]);
     let plane = cluster.plane(leaves);
-    plane
-        .host(SHARD, palisade_shard::Formation::Join)
-        .await
-        .unwrap();
+    plane.host(SHARD, Formation::Join).await.unwrap();
     let leader = cluster.plane(cluster.leader(SHARD).await);
     leader.set_members(SHARD, all).await.unwrap();
     cluster.settled(SHARD).await;
@@ -393,5 +392,73 @@ async fn a_replica_moves_away_and_comes_back() {
     cluster.start(leaves).await;
     cluster.settled(SHARD).await;
     assert_eq!(same_everywhere(&cluster, topic), 2);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_still_counted_on_stays_and_promises_nothing_while_that_is_asked() {
+    let cluster = Cluster::form(3).await;
+    let topic = cluster.catalog.create(1, |_| {});
+    produce_somewhere(&cluster, topic, &batch("a", 5)).await;
+    cluster.settled(SHARD).await;
+    let leader = cluster.leader(SHARD).await;
+    let asks = (leader + 1) % 3;
+    let (plane, leads) = (cluster.plane(asks), cluster.plane(leader));
+    let asked = async {
+        let before = plane.shard_status(SHARD).unwrap().last_index;
+        produce_somewhere(&cluster, topic, &batch("b", 5)).await;
+        assert_eq!(plane.shard_status(SHARD).unwrap().last_index, before);
+        let members = leads.confirmed_members(SHARD).await.unwrap();
+        !members.voters.contains(&cluster.brokers[asks].id)
+    };
+    assert!(!plane.unhost(SHARD, asked).await.unwrap());
+    cluster.settled(SHARD).await;
+    assert_eq!(same_everywhere(&cluster, topic), 2);
+    drop((plane, leads));
+    cluster.shutdown().await;
+}
+
+/// Replicas go round four brokers, the leader's too, while records are produced; each is deleted as soon as it is let go of, and made anew when it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_go_round_the_brokers_and_nothing_is_lost() {
+    let mut cluster = Cluster::form(3).await;
+    cluster.add(NodeId::of(3, 1));
+    cluster.start(3).await;
+    let topic = cluster.catalog.create(1, |_| {});
+    let mut spare = 3;
+    for round in 0..8 {
+        produce_beyond_the_tail(&cluster, topic).await;
+        let leaves = (spare + 1) % 4;
+        let comes = cluster.plane(spare);
+        comes.host(SHARD, Formation::Join).await.unwrap();
+        let stay: BTreeSet<NodeId> = (0..4)
+            .filter(|at| *at != leaves)
+            .map(|at| cluster.brokers[at].id)
+            .collect();
+        let leader = cluster.leader(SHARD).await;
+        if leader == leaves {
+            let heir = (0..4).find(|at| *at != leaves && *at != spare).unwrap();
+            let to = cluster.brokers[heir].id;
+            cluster.plane(leader).transfer(SHARD, to).await.unwrap();
+        }
+        let leads = cluster.plane(cluster.leader(SHARD).await);
+        leads.set_members(SHARD, stay.clone()).await.unwrap();
+        let let_go = async {
+            let members = leads.confirmed_members(SHARD).await.unwrap();
+            members.voters == stay && members.learners.is_empty()
+        };
+        let left = cluster.plane(leaves);
+        assert!(left.unhost(SHARD, let_go).await.unwrap(), "round {round}");
+        produce_somewhere(&cluster, topic, &batch("last", 1)).await;
+        let wanted = leads.shard_status(SHARD).unwrap().last_index;
+        eventually("the new replica has everything", || {
+            let status = comes.shard_status(SHARD).unwrap();
+            status.applied >= wanted
+        })
+        .await;
+        let count = cluster.sealed(spare, topic).len();
+        assert_eq!(count, (round + 1) * 81);
+        spare = leaves;
+    }
     cluster.shutdown().await;
 }

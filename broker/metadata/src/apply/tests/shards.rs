@@ -157,17 +157,15 @@ fn topics_go_to_the_pool_of_their_replication_factor() {
         refused(&image, replicated(0)).to_string(),
         "Unable to replicate the partition 0 time(s): Invalid replication factor 0: the replication factor must be positive."
     );
-    for broker in [0, 1] {
-        image
-            .apply(MetadataCommand::SetDraining {
-                id: broker,
-                draining: true,
-            })
-            .unwrap();
-    }
+    image
+        .apply(MetadataCommand::SetDraining {
+            id: 0,
+            draining: true,
+        })
+        .unwrap();
     assert_eq!(
-        refused(&image, replicated(3)).to_string(),
-        "Unable to replicate the partition 3 time(s): The target replication factor of 3 cannot be reached because only 2 broker(s) are registered (2 more are being drained)."
+        refused(&image, replicated(4)).to_string(),
+        "Unable to replicate the partition 4 time(s): The target replication factor of 4 cannot be reached because only 3 broker(s) are registered (1 more are being drained)."
     );
     image.apply(pool(1, &[&[2]])).unwrap();
     image.apply(replicated(1)).unwrap();
@@ -280,8 +278,30 @@ fn a_broker_leaves_only_empty() {
     );
     assert_eq!(refused(&image, leave(9)), MetadataError::UnknownBroker(9));
     image.apply(register(4)).unwrap();
+    // It has nothing, but the next moment could give it something.
+    assert_eq!(refused(&image, leave(4)), MetadataError::NotDraining(4));
+    let drain = MetadataCommand::SetDraining {
+        id: 4,
+        draining: true,
+    };
+    image.apply(drain).unwrap();
     image.apply(leave(4)).unwrap();
     assert_eq!(image.node_of(4), None);
+}
+
+#[test]
+fn a_broker_that_replicas_need_is_not_drained() {
+    let mut image = four();
+    let drain = |id, draining| MetadataCommand::SetDraining { id, draining };
+    image.apply(drain(3, true)).unwrap();
+    assert_eq!(
+        refused(&image, drain(2, true)).to_string(),
+        "broker 2 cannot be drained: 2 broker(s) would be left, and there are shards of replication factor 3"
+    );
+    // Saying it again is no change, and taking it back makes room for another.
+    image.apply(drain(3, true)).unwrap();
+    image.apply(drain(3, false)).unwrap();
+    image.apply(drain(2, true)).unwrap();
 }
 
 #[test]
@@ -339,6 +359,7 @@ fn errors_and_answers_travel_as_they_are() {
     let mut image = four();
     image.apply(replicated(3)).unwrap();
     let errors = [
+        MetadataError::NotDraining(3),
         refused(&image, assign(1, 5, &[0, 1, 2])),
         refused(&image, assign(1, 0, &[0, 1])),
         refused(&image, MetadataCommand::UnregisterBroker { id: 0 }),

@@ -398,6 +398,8 @@ pub(super) const DESCRIBE_PRODUCERS: Kind = Struct(
     &[],
 );
 
+pub(super) const UNREGISTER_BROKER: Kind = Struct(&[all("broker_id", Fixed(4))], &[]);
+
 pub(super) const LIST_CONFIG_RESOURCES: Kind =
     Struct(&[since(1, "resource_types", Array(&Fixed(1)))], &[]);
 
