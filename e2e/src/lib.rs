@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod demo;
 pub mod image;
+mod ports;
 pub mod progress;
 pub mod scenario;
 pub mod tools;

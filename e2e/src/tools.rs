@@ -26,6 +26,7 @@ mod strace;
 mod trio;
 mod wire;
 
+pub use crate::ports::free_port;
 pub use access::{Access, Certificate, Login, Mechanism};
 pub use broker::Broker;
 pub use disk::Tmpfs;
@@ -33,7 +34,7 @@ pub use java::{Java, Lease, cache, tool};
 pub use kcat::{Kcat, kcat};
 pub use lan::Lan;
 pub use load::{JavaProducer, RdkafkaProducer, Stored};
-pub use process::{Background, Outcome, free_port, run, wait_until};
+pub use process::{Background, Outcome, run, wait_until};
 pub use program::program;
 pub use scan::files_containing;
 pub use site::Site;

@@ -1,6 +1,6 @@
 //! etcd, kube-apiserver, kube-controller-manager and kube-scheduler: their command lines, and when they are up.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use super::command::{run, run_with_input, wait_until};
 use super::pki::{Authority, Identity};
 use super::process::{Process, Spawned, spawn};
 use super::{ClusterError, programs};
+use crate::ports;
 
 /// How long a control plane may take to answer, on a machine that is busy with other things.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -253,8 +254,5 @@ pub(crate) fn kubectl(program: &Path, kubeconfig: &Path) -> Command {
 
 /// A port of loopback that nothing listens at now.
 pub(crate) fn free_port() -> Result<u16, ClusterError> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(ClusterError::io("127.0.0.1:0"))
+    ports::free_port().map_err(ClusterError::io("127.0.0.1"))
 }

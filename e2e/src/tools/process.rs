@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -223,15 +222,6 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A TCP port of loopback that nothing listens on.
-///
-/// # Errors
-/// When no port can be bound.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot bind a port")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// Looks at something until it is there.

@@ -73,7 +73,10 @@ impl Cluster {
         if let Some(quorum) = self.own_metadata_quorum() {
             return Some(quorum);
         }
-        match self.ask(self.controller()?, Question::Quorum).await? {
+        match self
+            .ask_leader(self.controller()?, Question::Quorum)
+            .await?
+        {
             Answer::Quorum(quorum) => quorum,
             _ => None,
         }
@@ -100,7 +103,7 @@ impl Cluster {
             self.give_back(data, shard).await
         } else {
             match self
-                .ask(leader.node.broker(), Question::GiveBack(shard))
+                .ask_leader(leader.node.broker(), Question::GiveBack(shard))
                 .await
             {
                 Some(Answer::GaveBack(election)) => election,
@@ -149,7 +152,7 @@ impl Cluster {
         }
     }
 
-    async fn ask(&self, broker: i32, question: Question) -> Option<Answer> {
+    async fn ask_leader(&self, broker: i32, question: Question) -> Option<Answer> {
         let call = self.peers.as_ref()?.call_cluster(broker, question.encode());
         let message = timeout(PATIENCE, call).await.ok()?.ok()?;
         Answer::decode(&message).ok()
