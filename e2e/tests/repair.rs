@@ -267,7 +267,7 @@ fn a_damaged_follower_is_repaired_and_serves_what_it_was_given() -> Result<()> {
 
     // Nobody but the follower can lead: the other one lacks what comes now, and the leader is gone.
     let shard = setup.shard(0)?;
-    setup.cluster.freeze(other, true)?;
+    setup.cluster.kill(other);
     wait_until("a majority takes more", PATIENCE, || {
         let quick = ["-p", "0", "-X", "socket.connection.setup.timeout.ms=2000"];
         let outcome = setup.kcat.produce(TOPIC, "more\n", &quick)?;
@@ -275,7 +275,7 @@ fn a_damaged_follower_is_repaired_and_serves_what_it_was_given() -> Result<()> {
     })?;
     setup.is_led(shard, leader, follower)?;
     setup.cluster.kill(leader);
-    setup.cluster.freeze(other, false)?;
+    setup.cluster.launch(other)?;
     wait_until("the follower leads", PATIENCE, || {
         setup.is_led(shard, follower, follower)
     })?;

@@ -59,7 +59,7 @@ pub(crate) async fn handle(ctx: &Context, request: ElectLeadersRequest) -> Elect
             Some(outcome) => outcome.clone(),
             None => Err((
                 KafkaError::UnknownTopicOrPartition,
-                KafkaError::UnknownTopicOrPartition.to_string(),
+                "the partition does not exist".to_owned(),
             )),
         };
         let result = PartitionResult::default().with_partition_id(index);

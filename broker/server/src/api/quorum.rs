@@ -2,9 +2,12 @@
 //!
 //! Kafka's offsets of the metadata log are indexes of shard 0's log here. The directory id of a replica is the incarnation of its broker's volume.
 
-use kafka_protocol::messages::{
-    BrokerId, DescribeQuorumRequest, DescribeQuorumResponse,
-    describe_quorum_response::{Listener, Node, PartitionData, ReplicaState, TopicData},
+use kafka_protocol::{
+    messages::{
+        BrokerId, DescribeQuorumRequest, DescribeQuorumResponse,
+        describe_quorum_response::{Listener, Node, PartitionData, ReplicaState, TopicData},
+    },
+    protocol::StrBytes,
 };
 use palisade_metadata::{Image, node_of};
 use palisade_security::acl::Operation;
@@ -106,7 +109,8 @@ fn nodes(ctx: &Context) -> Vec<Node> {
     let endpoints = ctx.image.brokers.values().filter_map(|broker| {
         let endpoint = broker.endpoint(name)?;
         let listener = Listener::default()
-            .with_name(name.clone().into())
+            // Kafka names listeners in capitals, and its client accepts nothing else here.
+            .with_name(name.to_uppercase().into())
             .with_host(endpoint.host.clone().into())
             .with_port(endpoint.port);
         Some(
