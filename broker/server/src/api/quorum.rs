@@ -36,17 +36,21 @@ pub(crate) async fn describe(
         let partitions = asked.partitions.iter().map(|partition| {
             let index = partition.partition_index;
             let data = PartitionData::default().with_partition_index(index);
-            let error = match &quorum {
-                _ if &**asked.topic_name != METADATA_TOPIC || index != 0 => {
-                    KafkaError::UnknownTopicOrPartition
-                }
+            let (error, message) = match &quorum {
+                _ if &**asked.topic_name != METADATA_TOPIC || index != 0 => (
+                    KafkaError::UnknownTopicOrPartition,
+                    "only partition 0 of __cluster_metadata has a quorum",
+                ),
                 Some(quorum) => {
                     return fill(data, quorum, now, &|node| directory(&ctx.image, node));
                 }
-                None => KafkaError::NotLeaderOrFollower,
+                None => (
+                    KafkaError::NotLeaderOrFollower,
+                    "no broker that leads the metadata answered; retry",
+                ),
             };
             data.with_error_code(ctx.code(error))
-                .with_error_message(Some(error.to_string().into()))
+                .with_error_message(Some(StrBytes::from_static_str(message)))
         });
         TopicData::default()
             .with_partitions(partitions.collect())

@@ -492,8 +492,8 @@ impl<A: Application> Connection<A> {
                         match more {
                             Ok(true) => {}
                             Ok(false) if left == 0 => break,
-                            Ok(false) => return Err(self.log_broken("it ended too early")),
-                            Err(reason) => return Err(self.log_broken(&reason)),
+                            Ok(false) => return self.broken("it ended too early"),
+                            Err(reason) => return self.broken(&reason),
                         }
                         if chunk.len() >= WRITE_CHUNK {
                             self.write(stream, &chunk).await?;
@@ -529,8 +529,9 @@ impl<A: Application> Connection<A> {
     }
 
     /// The client has a part of an answer, of which the rest cannot be made.
-    fn log_broken(&self, reason: &str) {
+    fn broken(&self, reason: &str) -> Result<(), ()> {
         warn!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), reason, "closing the connection inside an answer");
+        Err(())
     }
 
     fn log_close(&self, close: &Close) {
