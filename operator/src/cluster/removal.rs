@@ -116,7 +116,9 @@ impl Reconcile<'_> {
         let Some(registered) = scale::registered(brokers) else {
             return Ok(());
         };
-        let in_use = registered.keys().chain(pods).copied().collect();
+        let known = scale::known(brokers);
+        let in_use = registered.keys().chain(pods).copied().chain(known);
+        let in_use = in_use.collect();
         let claims = &self.observed.claims;
         for claim in volumes::left_over(claims, &self.cluster, &in_use) {
             volumes::delete_claim(self.context, &self.cluster.namespace, claim).await?;

@@ -13,7 +13,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use palisade_config::status::BrokerStatus;
+
 use super::{config::FOUNDERS, observe::BrokerView};
+
+/// The shard of the metadata.
+const METADATA: u32 = 0;
 
 /// What is known of the brokers.
 #[derive(Clone, Copy, Debug)]
@@ -48,18 +53,35 @@ pub enum Step {
 }
 
 /// The registered brokers and whether each is drained, as the leader of the metadata says; `None` when it does not answer.
+///
+/// Who was replaced and cannot know it, because it is cut off from the others, takes itself for the leader still: the newest term counts.
 #[must_use]
 pub fn registered(brokers: &[BrokerView]) -> Option<BTreeMap<i32, bool>> {
-    let mut statuses = brokers
-        .iter()
-        .filter_map(|broker| broker.status.as_ref().ok());
-    let leader = statuses.find(|status| status.controller == Some(status.broker_id))?;
+    let leaders = answers(brokers).filter(|status| status.controller == Some(status.broker_id));
+    let leader = leaders.max_by_key(|status| {
+        let metadata = status.shards.iter().find(|shard| shard.id == METADATA);
+        metadata.map(|shard| shard.term)
+    })?;
     let others = leader.peers.iter().map(|peer| (peer.id, peer.draining));
     Some(
         others
             .chain([(leader.broker_id, leader.draining)])
             .collect(),
     )
+}
+
+/// Brokers that anybody who answers has heard of, registered still or not.
+pub fn known(brokers: &[BrokerView]) -> impl Iterator<Item = i32> + '_ {
+    answers(brokers).flat_map(|status| {
+        let peers = status.peers.iter().map(|peer| peer.id);
+        peers.chain([status.broker_id])
+    })
+}
+
+fn answers(brokers: &[BrokerView]) -> impl Iterator<Item = &BrokerStatus> {
+    brokers
+        .iter()
+        .filter_map(|broker| broker.status.as_ref().ok())
 }
 
 /// What to do next.
@@ -98,24 +120,35 @@ pub fn next(seen: Seen<'_>) -> Step {
         return Step::Settled;
     }
     match registered.get(&last) {
-        // It never came up, or was forgotten while it did not answer.
-        None => Step::Stop(last),
+        // It never came up, or was forgotten while it did not answer; unless whoever says so has not heard of it yet.
+        None => match replicas_on(last, seen.brokers) {
+            0 => Step::Stop(last),
+            _ => Step::Wait(last, "the others do not know it yet".to_owned()),
+        },
         Some(false) => Step::Drain(last),
         Some(true) => leaving(last, seen.brokers),
     }
 }
 
 /// A broker that was told to give everything away.
-fn leaving(id: i32, brokers: &[BrokerView]) -> Step {
-    let view = usize::try_from(id).ok().and_then(|id| brokers.get(id));
+fn leaving(id: i32, seen_by: &[BrokerView]) -> Step {
+    let view = usize::try_from(id).ok().and_then(|id| seen_by.get(id));
     match view.map(|view| &view.status) {
         Some(Ok(status)) if status.drained => Step::Stop(id),
-        Some(Ok(status)) => {
-            let data = status.shards.iter().filter(|shard| shard.id != 0).count();
+        Some(Ok(_)) => {
+            let data = replicas_on(id, seen_by);
             Step::Wait(id, format!("{data} replicas are left on it"))
         }
         Some(Err(_)) | None => Step::Forget(id),
     }
+}
+
+/// Replicas of data shards that a broker has, as far as it answers.
+fn replicas_on(id: i32, brokers: &[BrokerView]) -> usize {
+    let mut statuses = answers(brokers);
+    let status = statuses.find(|status| status.broker_id == id);
+    let shards = status.into_iter().flat_map(|status| &status.shards);
+    shards.filter(|shard| shard.id != METADATA).count()
 }
 
 #[cfg(test)]
@@ -247,6 +280,40 @@ mod tests {
         let why = "the broker that leads the metadata does not answer";
         assert_eq!(decide(3, 4, &seen), Step::Wait(3, why.to_owned()));
         assert_eq!(decide(4, 4, &seen), Step::Settled);
+    }
+
+    #[test]
+    fn a_leader_of_the_past_is_not_believed() {
+        let metadata = |term| ShardReport {
+            id: METADATA,
+            replication_factor: 3,
+            leader: None,
+            term,
+            voters: vec![],
+            learners: vec![],
+            preferred: 0,
+            caught_up: true,
+            committed: 1,
+            applied: 1,
+        };
+        let mut seen = brokers(4, &[0, 1, 2, 3], &[]);
+        seen[1].status.as_mut().unwrap().shards = vec![metadata(7)];
+        // Broker 0 is cut off, takes itself for the leader and has never heard of broker 3.
+        let past = seen[0].status.as_mut().unwrap();
+        past.controller = Some(0);
+        past.peers.retain(|peer| peer.id != 3);
+        past.shards = vec![metadata(6)];
+        assert_eq!(decide(3, 4, &seen), Step::Drain(3));
+        // The other one does not answer: what broker 3 says of itself counts.
+        seen[1].status = Err("no answer within 3 s".to_owned());
+        let last = seen[3].status.as_mut().unwrap();
+        last.shards = vec![ShardReport {
+            id: 4,
+            ..metadata(1)
+        }];
+        let why = "the others do not know it yet".to_owned();
+        assert_eq!(decide(3, 4, &seen), Step::Wait(3, why));
+        assert!(known(&seen).any(|id| id == 3));
     }
 
     #[test]

@@ -98,13 +98,12 @@ impl Mend<'_> {
             let first = there.get_or_insert(now);
             let changed = match scope {
                 RepairScope::Segment(_) => was_compacted(now),
-                // A tombstone that went since may have deleted something that came before.
-                RepairScope::FromStart => first.tombstones != now.tombstones,
+                // A tombstone that went since may have deleted something that came before, and one that came may delete nothing that is left there.
+                RepairScope::FromStart => *first != now,
             };
             if changed {
                 return Err(MendError::Changed);
             }
-            first.until = first.until.min(now.until);
             self.take(&mut repair, answer)?;
             if repair.wanted().is_some_and(|(next, _)| next <= position) {
                 return Err(MendError::Refused("nothing came".to_owned()));

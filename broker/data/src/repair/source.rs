@@ -23,6 +23,7 @@ pub(crate) fn serve(data: &ShardData, question: &Question) -> Result<Answer, Str
     if log.start_offset() > question.from {
         return Err("it has expired here".to_owned());
     }
+    let cleaned = log.cleaned();
     let mut entries = Vec::new();
     let mut at: Offset = question.from;
     while at < question.to && entries.len() < CHUNK {
@@ -30,9 +31,12 @@ pub(crate) fn serve(data: &ShardData, question: &Question) -> Result<Answer, Str
         at = read_onto(&partition, 0, at, question.to, &mut entries)
             .map_err(|error| error.to_string())?;
     }
+    // How far it was compacted must be true of all that was read: it says which tombstones have nothing left to delete.
+    if log.cleaned() != cleaned {
+        return Err("it was compacted while it was read; retry".to_owned());
+    }
     Ok(Answer {
-        // After it was read: what was removed meanwhile is known then.
-        cleaned: log.cleaned(),
+        cleaned,
         entries: Bytes::from(entries),
     })
 }

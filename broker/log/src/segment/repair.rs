@@ -83,6 +83,10 @@ impl PartitionLog {
             }
         };
         let sources = inner.segments.get(range)?.to_vec();
+        // Also a last one that is whole: after a start, nothing else says that it was closed once. What is appended from here on lies behind what is replaced.
+        for source in sources.iter().filter(|source| source.end() > source.base) {
+            source.close();
+        }
         let (begin, to) = (sources.first()?.base, sources.last()?.end());
         let newest = sources.iter().map(|source| source.generation).max()?;
         let from = begin.max(inner.start).min(to);
@@ -178,6 +182,10 @@ impl Repair<'_> {
                 let around = &self.log.around;
                 // The damage may be that the directory is gone.
                 let dir = &around.dir;
+                // With a log that was removed meanwhile its directory went for good.
+                if self.log.is_removed() {
+                    return Err(LogError::Invalid("the log was removed".to_owned()));
+                }
                 around
                     .fs
                     .create_dir_all(dir)
@@ -238,6 +246,13 @@ impl Repair<'_> {
         }
         self.close(self.to)?;
         let log = self.log;
+        for segment in &self.done {
+            // It was begun before the KEK changed, perhaps, and nobody has counted it.
+            if !segment.rewrap()? {
+                return Ok(Rewritten::Overtaken);
+            }
+            segment.sync()?;
+        }
         if !self.done.is_empty() {
             let dir = &log.around.dir;
             log.around
@@ -259,7 +274,8 @@ impl Repair<'_> {
             && there
                 .iter()
                 .zip(&self.sources)
-                .all(|(one, other)| Arc::ptr_eq(one, other));
+                .all(|(one, other)| Arc::ptr_eq(one, other))
+            && there.last().is_some_and(|last| last.end() == self.to);
         if !untouched || log.is_removed() {
             return Ok(Rewritten::Overtaken);
         }

@@ -19,6 +19,8 @@ use crate::{cluster::Quorum, kafka_error::KafkaError};
 
 /// What Kafka calls the log of the metadata.
 const METADATA_TOPIC: &str = "__cluster_metadata";
+/// First version that has directories and nodes (KIP-853).
+const DIRECTORIES: i16 = 2;
 /// Told instead of an offset or a time that nobody knows.
 const UNKNOWN: i64 = -1;
 
@@ -42,7 +44,10 @@ pub(crate) async fn describe(
                     "only partition 0 of __cluster_metadata has a quorum",
                 ),
                 Some(quorum) => {
-                    return fill(data, quorum, now, &|node| directory(&ctx.image, node));
+                    return fill(data, quorum, now, &|node| match ctx.version {
+                        DIRECTORIES.. => directory(&ctx.image, node),
+                        _ => Uuid::nil(),
+                    });
                 }
                 None => (
                     KafkaError::NotLeaderOrFollower,
@@ -58,7 +63,7 @@ pub(crate) async fn describe(
     });
     let response = DescribeQuorumResponse::default().with_topics(topics.collect());
     match ctx.version {
-        2.. => response.with_nodes(nodes(ctx)),
+        DIRECTORIES.. => response.with_nodes(nodes(ctx)),
         _ => response,
     }
 }
@@ -130,7 +135,38 @@ fn nodes(ctx: &Context) -> Vec<Node> {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use kafka_protocol::messages::{ApiKey, ResponseKind};
+
     use super::*;
+    use crate::codec::encode_response;
+
+    #[test]
+    fn every_version_can_be_encoded() {
+        let quorum = Quorum {
+            leader: NodeId::of(0, 7),
+            term: 1,
+            last_index: 1,
+            committed: 1,
+            voters: BTreeSet::from([NodeId::of(0, 7)]),
+            learners: BTreeSet::new(),
+            matched: BTreeMap::new(),
+        };
+        for version in 0..=2 {
+            let of = |_| match version {
+                DIRECTORIES.. => Uuid::from_u128(9),
+                _ => Uuid::nil(),
+            };
+            let described = fill(PartitionData::default(), &quorum, 1, &of);
+            let refused = PartitionData::default()
+                .with_error_code(3)
+                .with_error_message(Some(StrBytes::from_static_str("no")));
+            let topic = TopicData::default().with_partitions(vec![described, refused]);
+            let response = DescribeQuorumResponse::default().with_topics(vec![topic]);
+            let body = ResponseKind::DescribeQuorum(response);
+            let encoded = encode_response(ApiKey::DescribeQuorum, version, 1, &body);
+            assert!(encoded.is_ok(), "version {version}");
+        }
+    }
 
     #[test]
     fn who_lacks_nothing_is_caught_up_now() {

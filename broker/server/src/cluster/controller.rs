@@ -112,8 +112,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
 
 /// Brings the members of shard 0 in line.
 async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
-    // While the founders register, the members are those that formed the shard.
-    if image.brokers.len() < founding.brokers {
+    // While the founders register, the members are those that formed the shard. Later, some of them may have been removed.
+    if image.pools.is_empty() && image.brokers.len() < founding.brokers {
         return;
     }
     let (voters, learners) = members(image, cluster.me);

@@ -393,8 +393,9 @@ async fn a_compacted_partition_is_repaired_from_one_that_was_compacted_otherwise
                 let located = cluster.plane(at).locate_replica(topic, P0).unwrap();
                 located.partition().unwrap()
             };
-            assert_eq!(log(at).log.cleaned().until, Offset(0));
-            assert!(latest(&plane, topic).len() > 7);
+            let records = latest(&plane, topic).len();
+            // Its own cleaner may have been there already.
+            assert!(records > 7 || log(at).log.cleaned().until > Offset(0));
         }
         for at in 0..3 {
             for _ in 0..3 {

@@ -299,6 +299,37 @@ fn a_compacted_log_is_replaced_from_its_start_on() {
     assert_eq!(read_all(&bench.open(&log.state())).unwrap(), wanted);
 }
 
+/// After a start the last segment is appended to again, also when it was closed and compacted before.
+#[test]
+fn what_is_appended_while_everything_is_replaced_stays() {
+    let bench = Bench::new();
+    let (log, other) = (filled(&bench, 20), replica(&bench, 20));
+    log.set_cleaned(Cleaned {
+        until: log.end_offset(),
+        tombstones: Offset(0),
+    });
+    log.sync(ROLLING, 0).unwrap();
+    let state = log.state();
+    drop(log);
+    let log = bench.open(&state);
+    break_segment(&bench, &log, second_base(&log));
+    let mut repair = log.repair(RepairScope::FromStart, SIZE).unwrap();
+    assert_eq!(repair.wanted(), Some((Offset(0), Offset(40))), "all of it");
+    append(&log, &batch(40, 2, 1000));
+    feed(&mut repair, &other);
+    assert_eq!(
+        repair.commit(Cleaned::default()).unwrap(),
+        Rewritten::Replaced
+    );
+    append(&log, &batch(42, 2, 1000));
+    assert_eq!(read_all(&log).unwrap(), expected(22));
+    log.sync(ROLLING, 0).unwrap();
+    let state = log.state();
+    log.saved(&state);
+    drop(log);
+    assert_eq!(read_all(&bench.open(&state)).unwrap(), expected(22));
+}
+
 #[test]
 fn a_large_replacement_is_cut_into_segments() {
     let bench = Bench::new();
