@@ -17,6 +17,7 @@ use palisade_e2e::{
         fail_next_sync, tool, wait_until,
     },
 };
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a leader has sent before it is cut off may be read by its client a little later.
@@ -42,7 +43,7 @@ impl Load {
         let admin = cluster.admin()?;
         let mut java = Java::lease()?;
         for topic in topics {
-            create(&mut java, &admin, topic)?;
+            create(&mut java, &admin, topic, "6")?;
         }
         let load = Self {
             java: JavaProducer::start(cluster, &admin, topics[0])?,
@@ -77,8 +78,8 @@ impl Load {
     }
 }
 
-fn create(java: &mut Java, admin: &Access, topic: &str) -> Result<()> {
-    let arguments = ["--partitions", "6", "--replication-factor", "3"];
+fn create(java: &mut Java, admin: &Access, topic: &str, partitions: &str) -> Result<()> {
+    let arguments = ["--partitions", partitions, "--replication-factor", "3"];
     java.tool(
         tool::TOPICS,
         admin,
@@ -101,6 +102,29 @@ fn leader(kcat: &Kcat, topic: &str) -> Result<usize> {
             .and_then(|partition| partition["leader"].as_i64());
         let leader = leader.with_context(|| format!("no partition 0 in {metadata}"))?;
         usize::try_from(leader).with_context(|| format!("{metadata}"))
+    })
+}
+
+/// Clients are not told of a broker that is gone: it is no broker to connect to, leads nothing, and no replica of it is in sync.
+fn forgotten(kcat: &Kcat, broker: usize, topic: &str) -> Result<()> {
+    wait_until("clients are not told of it", PATIENCE, || {
+        let metadata = kcat.metadata()?;
+        let list = |of: &Value, name: &str| of[name].as_array().cloned().unwrap_or_default();
+        let is_it = |found: &Value| found.as_u64() == Some(broker as u64);
+        let mut brokers = list(&metadata, "brokers").into_iter();
+        ensure!(!brokers.any(|found| is_it(&found["id"])), "{metadata}");
+        let topics = list(&metadata, "topics").into_iter();
+        let partitions: Vec<Value> = topics
+            .filter(|found| found["topic"] == topic)
+            .flat_map(|found| list(&found, "partitions"))
+            .collect();
+        ensure!(partitions.len() == 6, "{metadata}");
+        for partition in partitions {
+            let mut in_sync = list(&partition, "isrs").into_iter();
+            let named = in_sync.any(|found| is_it(&found["id"])) || is_it(&partition["leader"]);
+            ensure!(!named, "{metadata}");
+        }
+        Ok(())
     })
 }
 
@@ -146,11 +170,16 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
         ..Site::default()
     };
     let mut cluster = Cluster::start_at(3, &site)?;
-    create(&mut *Java::lease()?, &cluster.admin()?, "minority")?;
+    let admin = cluster.admin()?;
+    create(&mut *Java::lease()?, &admin, "minority", "6")?;
+    create(&mut *Java::lease()?, &admin, "cut-single", "1")?;
     let load = Load::start(&cluster, ["cut-java", "cut-rdkafka"])?;
+    // It speaks to one leader only: that is the broker it asks, and would go on to ask, who leads.
+    let mut single = RdkafkaProducer::start(&admin, "cut-single")?;
+    single.goes_on(1000)?;
 
     // Between the brokers only: clients reach all three, and one is on the wrong side.
-    let victim = load.leader()?;
+    let victim = leader(&load.kcat, "cut-single")?;
     let alone = Kcat::new(&cluster.admin_of(victim)?)?.beside(&lan, victim);
     lan.part(victim)?;
     say(format_args!("broker {victim} is cut off from the others"));
@@ -165,8 +194,17 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     );
     ensure!(cut.elapsed() > UNDER_WAY, "the cut was too short");
     let since = now();
+    wait_until("it keeps clients out", PATIENCE, || {
+        let problems = cluster.status(victim)?.problems;
+        let told = problems
+            .iter()
+            .any(|it| it.contains("clients are kept out"));
+        ensure!(told, "{problems:?}");
+        Ok(())
+    })?;
+    single.goes_on(1000)?;
     load.goes_on(2000)?;
-    let told = load.rdkafka.told_by(victim, since);
+    let told = load.rdkafka.told_by(victim, since) + single.told_by(victim, since);
     ensure!(
         told == 0,
         "{told} records were acknowledged by broker {victim} alone"
@@ -206,7 +244,10 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     lan.heal()?;
 
     // What was cut off is needed for every majority in the end, and to read from.
+    single.goes_on(1)?;
+    single.stop()?;
     load.finish(&mut cluster, (victim + 1) % 3)?;
+    single.finish(&cluster.admin()?)?;
     let admin = cluster.admin()?;
     let kept = Stored::read(&admin, "minority")?.len();
     ensure!(
@@ -302,6 +343,7 @@ fn killed_leaders_and_a_rolling_restart_cost_neither_client_a_record() -> Result
         cluster.kill(victim);
         say(format_args!("broker {victim} was killed"));
         load.goes_on(2000)?;
+        forgotten(&load.kcat, victim, load.topic)?;
         cluster.launch(victim)?;
         load.goes_on(1000)?;
     }

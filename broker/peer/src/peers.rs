@@ -94,10 +94,16 @@ impl Peers {
         self.send(to.broker(), Some(to), channel, message, Some(patience))
     }
 
-    /// The incarnation of a broker, from its last hello.
+    /// The incarnation of a broker, from its last hello, whether or not it can be reached now.
     #[must_use]
     pub fn node_of(&self, broker: i32) -> Option<NodeId> {
         self.shared.node_of(broker)
+    }
+
+    /// Whether a broker can be called: it is connected, or it has connected to this one, which did not call it yet.
+    #[must_use]
+    pub fn is_up(&self, broker: i32) -> bool {
+        self.shared.is_up(broker)
     }
 
     /// How the connections to all brokers are that were called or connected to.

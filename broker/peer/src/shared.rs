@@ -68,6 +68,14 @@ impl Shared {
         self.nodes.lock().get(&broker).copied()
     }
 
+    pub(crate) fn is_up(&self, broker: i32) -> bool {
+        match self.states.borrow().get(&broker) {
+            Some(PeerState::Up(_)) => true,
+            Some(PeerState::Down(_)) => false,
+            Some(PeerState::Connecting) | None => self.node_of(broker).is_some(),
+        }
+    }
+
     pub(crate) fn met(&self, node: NodeId) {
         self.nodes.lock().insert(node.broker(), node);
     }

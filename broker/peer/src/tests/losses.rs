@@ -47,9 +47,12 @@ async fn a_peer_that_restarts_is_connected_again() {
     let to = NodeId::of(2, 1);
     one.connected_to(2).await;
     assert_eq!(next(&mut events).await, PeerEvent::Up(to));
+    assert!(one.peers.is_up(2));
     two.stop().await;
     assert_eq!(next(&mut events).await, PeerEvent::Lost(to));
+    assert!(!one.peers.is_up(2));
     assert_eq!(next(&mut events).await, PeerEvent::Gone(to));
+    assert!(!one.peers.is_up(2));
 
     let two = net.broker(2, echo()).await;
     assert_eq!(next(&mut events).await, PeerEvent::Up(to));
@@ -100,6 +103,9 @@ async fn a_peer_that_falls_silent_is_lost() {
     let _raw = fake.greeted(2).await;
     assert_eq!(next(&mut events).await, PeerEvent::Up(NodeId::of(2, 1)));
     assert_eq!(next(&mut events).await, PeerEvent::Lost(NodeId::of(2, 1)));
+    // Who it was is still known.
+    assert!(!one.peers.is_up(2));
+    assert_eq!(one.peers.node_of(2), Some(NodeId::of(2, 1)));
     assert_eq!(
         soon(call).await.unwrap_err(),
         CallError::Broken("it was silent for 400ms".to_owned())

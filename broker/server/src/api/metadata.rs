@@ -52,7 +52,7 @@ pub(crate) fn handle(ctx: &Context, request: &MetadataRequest) -> MetadataRespon
     }
 }
 
-/// Every broker that clients of this listener can reach now.
+/// Every broker that clients of this listener can reach now, as far as it can be told from here.
 fn brokers(ctx: &Context) -> Vec<MetadataResponseBroker> {
     reachable(ctx)
         .map(|(id, host, port, rack)| {
@@ -70,11 +70,13 @@ pub(crate) fn reachable(
     ctx: &Context,
 ) -> impl Iterator<Item = (BrokerId, StrBytes, i32, Option<StrBytes>)> {
     let cluster = &ctx.broker.cluster;
+    // Who cannot reach the others does not know whether clients can. A client that believed it to be the only one would have nobody else to ask.
+    let has_lost_them = cluster.has_lost_the_others();
     let alive = ctx
         .image
         .brokers
         .values()
-        .filter(|broker| cluster.is_alive(broker.id));
+        .filter(move |broker| has_lost_them || cluster.is_alive(broker.id));
     alive.filter_map(|broker| {
         let endpoint = broker.endpoint(&ctx.session.listener.name)?;
         Some((

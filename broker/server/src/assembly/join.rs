@@ -97,6 +97,10 @@ pub(super) async fn host(
         Arc::clone(&storage.data),
         stopping.clone(),
     ));
+    background.spawn(cluster::watch_isolation(
+        Arc::clone(&storage.cluster),
+        stopping.clone(),
+    ));
     background.spawn(cluster::replicas(
         Arc::clone(&storage.cluster),
         Arc::clone(&storage.data),

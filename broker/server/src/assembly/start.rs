@@ -187,6 +187,7 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         sessions: Arc::new(Sessions::default()),
         budget: Budget::default(),
         stopping: stopping.clone(),
+        isolated: storage.cluster.isolated(),
         tasks: tasks.clone(),
         peers: peers.clone(),
     });

@@ -106,6 +106,8 @@ impl State {
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
         if self.stopping.is_cancelled() {
             Err("stopping")
+        } else if *self.broker.cluster.isolated().borrow() {
+            Err("the other brokers cannot be reached, so that clients are kept out")
         } else if !self.broker.data.is_ready() {
             Err("not every shard has a leader and is up to date here")
         } else if !self.broker.cluster.is_served(&self.broker.data) {

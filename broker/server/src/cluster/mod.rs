@@ -4,6 +4,7 @@
 //! formation   the first start: one shard 0, formed once
 //! gossip      who leads which shard; spread tells it to everyone
 //! changes     metadata changes, wherever they are asked for, go to the leader of shard 0
+//! isolation   serves no client without the others
 //! leading     what only a shard's leader can say or do, for clients that ask any broker
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
 //! removal     lets go of replicas that have moved, and of a broker for good, once no shard counts on them any more
@@ -17,6 +18,7 @@ mod controller;
 mod formation;
 mod gossip;
 mod handler;
+mod isolation;
 mod leading;
 mod messages;
 mod removal;
@@ -34,7 +36,7 @@ use palisade_data::DataPlane;
 use palisade_log::ShardId;
 use palisade_metadata::{Image, MetadataMachine, ShardInfo};
 use palisade_peer::Peers;
-use palisade_shard::{NodeId, Shard};
+use palisade_shard::{LeaderView, NodeId, Shard};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -46,6 +48,7 @@ pub(crate) use controller::{Founding, run as control};
 pub(crate) use formation::find_out;
 pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
+pub(crate) use isolation::run as watch_isolation;
 pub(crate) use leading::{Election, Quorum};
 pub(crate) use messages::ChangeFailure;
 pub(crate) use removal::RemovalError;
@@ -64,6 +67,10 @@ pub(crate) struct Cluster {
     pub(crate) metadata: Arc<Shard<MetadataMachine>>,
     pub(crate) images: watch::Receiver<Arc<Image>>,
     leaders: Mutex<LeaderTable>,
+    /// What this broker leads now: a leader that nobody hears any more stays the newest that the table knows until there is another.
+    led: Mutex<BTreeSet<ShardId>>,
+    /// Clients are not served, since the others cannot be reached.
+    isolated: watch::Sender<bool>,
     leaders_changed: watch::Sender<u64>,
     /// Whether a peer is connected, and since when.
     seen: Mutex<BTreeMap<i32, (bool, OffsetDateTime)>>,
@@ -92,6 +99,8 @@ impl Cluster {
             metadata,
             images,
             leaders: Mutex::new(LeaderTable::default()),
+            led: Mutex::default(),
+            isolated: watch::Sender::new(false),
             leaders_changed: watch::Sender::new(0),
             seen: Mutex::default(),
             began: OffsetDateTime::now_utc(),
@@ -105,8 +114,12 @@ impl Cluster {
     /// Who leads a shard, as far as it is known here.
     pub(crate) fn leader(&self, shard: ShardId) -> Option<ShardLeader> {
         let (node, term) = self.leaders.lock().leader(shard)?;
-        self.is_alive(node.broker())
-            .then_some(ShardLeader { node, term })
+        let leads = if node == self.me {
+            self.led.lock().contains(&shard)
+        } else {
+            self.is_alive(node.broker())
+        };
+        leads.then_some(ShardLeader { node, term })
     }
 
     /// The broker that leads the metadata.
@@ -119,11 +132,18 @@ impl Cluster {
 
     /// Whether a broker can be reached from here now; this one always.
     pub(crate) fn is_alive(&self, broker: i32) -> bool {
-        broker == self.me.broker()
-            || self
-                .peers
-                .as_ref()
-                .is_some_and(|peers| peers.node_of(broker).is_some())
+        broker == self.me.broker() || self.peers.as_ref().is_some_and(|peers| peers.is_up(broker))
+    }
+
+    /// Whether no majority of those that keep the metadata can be reached from here now.
+    pub(crate) fn has_lost_the_others(&self) -> bool {
+        let voters = self.metadata.status().voters;
+        isolation::is_isolated(&voters, |node| self.is_alive(node.broker()))
+    }
+
+    /// Whether clients are kept out, since the others cannot be reached.
+    pub(crate) fn isolated(&self) -> watch::Receiver<bool> {
+        self.isolated.subscribe()
     }
 
     /// Brokers of a shard: all, and those of them that can be reached.
@@ -159,12 +179,23 @@ impl Cluster {
     /// Takes note of the leaders of the shards that are hosted here.
     pub(crate) fn learn_own(&self, data: &DataPlane) -> bool {
         let mut own = LeaderTable::default();
+        let mut led = BTreeSet::new();
+        let mut note = |shard, view: LeaderView| {
+            own.note(shard, view.term, view.leader);
+            if view.leader == Some(self.me) {
+                led.insert(shard);
+            }
+        };
         for (shard, view) in data.leaders().borrow().iter() {
-            own.note(*shard, view.term, view.leader);
+            note(*shard, *view);
         }
-        let view = *self.metadata.leader().borrow();
-        own.note(ShardId::METADATA, view.term, view.leader);
-        self.learn(&own)
+        note(ShardId::METADATA, *self.metadata.leader().borrow());
+        let was_led = std::mem::replace(&mut *self.led.lock(), led.clone());
+        let news = self.learn(&own);
+        if !news && was_led != led {
+            self.leaders_changed.send_modify(|count| *count += 1);
+        }
+        news
     }
 
     /// Takes note of a connection that is there now, or not any more.

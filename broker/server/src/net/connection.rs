@@ -17,6 +17,7 @@ use kafka_protocol::messages::{ApiKey, RequestKind, ResponseKind};
 use palisade_security::{Principal, ScramMechanism};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -137,6 +138,8 @@ impl<A: Application> Connection<A> {
         debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "connected");
         let stopping = self.shared.stopping.clone();
         let end = self.end.clone();
+        let mut isolation =
+            std::pin::pin!(isolation(self.listener.kind, self.shared.isolated.clone()));
         let mut drain_deadline = None;
         loop {
             if drain_deadline.is_some() && self.in_flight.is_empty() {
@@ -162,6 +165,10 @@ impl<A: Application> Connection<A> {
                 biased;
                 () = end.cancelled() => {
                     info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "session ended: its credential was withdrawn");
+                    break;
+                }
+                () = &mut isolation => {
+                    debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing the connection: the other brokers cannot be reached");
                     break;
                 }
                 Some(reply) = self.in_flight.next(), if !self.in_flight.is_empty() => {
@@ -561,6 +568,13 @@ impl<A: Application> Connection<A> {
             (Auth::Done(_), false) => "idle",
         };
         info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), reason, "closing the connection");
+    }
+}
+
+/// Until a client has to go to another broker.
+async fn isolation(kind: Kind, mut isolated: watch::Receiver<bool>) {
+    if kind == Kind::Control || isolated.wait_for(|isolated| *isolated).await.is_err() {
+        pending().await
     }
 }
 

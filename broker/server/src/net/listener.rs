@@ -119,6 +119,12 @@ pub(crate) async fn accept<A: Application>(
             .connections_accepted
             .get_or_create(&labels)
             .inc();
+        if listener.kind == Kind::Client && *shared.isolated.borrow() {
+            // Before the handshake: a client takes a connection for up only after it.
+            refused(&listener, &shared, "isolated");
+            debug!(listener = %listener.name, %peer, "connection refused: the other brokers cannot be reached");
+            continue;
+        }
         match listener.limiter.admit(peer.ip()) {
             Ok(place) => {
                 let tasks = shared.tasks.clone();

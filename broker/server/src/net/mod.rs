@@ -11,6 +11,7 @@ mod sasl_phase;
 use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
 use palisade_peer::Peers;
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -58,6 +59,8 @@ pub(crate) struct Shared<A> {
     pub(crate) budget: Budget,
     /// Cancelled when the broker stops: connections finish what they have begun and close.
     pub(crate) stopping: CancellationToken,
+    /// Clients are kept out: this broker has lost the others.
+    pub(crate) isolated: watch::Receiver<bool>,
     pub(crate) tasks: TaskTracker,
     /// The other brokers, whose connections come in by the control port; none for a broker that is alone.
     pub(crate) peers: Option<Arc<Peers>>,
