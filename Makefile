@@ -32,8 +32,16 @@ help: ## List the verbs
 setup: ## Install what is missing on Debian (packages only; needs root)
 	@bash e2e/bootstrap.sh
 
+# Cargo knows a file by its path in the workspace and its time, so that it would take what another clone has built for this one's.
+.PHONY: own
+own:
+	@mkdir -p $(CARGO_TARGET_DIR)
+	@if [ "$$(cat $(CARGO_TARGET_DIR)/clone 2>/dev/null)" != "$(CURDIR)" ]; then \
+	  find broker crds operator e2e -name '*.rs' -exec touch {} +; echo "$(CURDIR)" > $(CARGO_TARGET_DIR)/clone; \
+	fi
+
 .PHONY: build
-build: setup ## Build the broker, the operator and the test driver
+build: setup own ## Build the broker, the operator and the test driver
 	@echo "[build] Rust workspace into $(CARGO_TARGET_DIR) (10 to 15 minutes from nothing on two cores, seconds when warm)"
 	@# The whole workspace: with the features of a part of it, the tests would have to compile many dependencies anew.
 	@$(CARGO) build $(ON) --workspace --bins
@@ -53,7 +61,7 @@ test: build ## Everything: unit, property, CRDs on a real API server, real clien
 SEEDS ?= 10000
 SEED_BASE ?= 0
 .PHONY: sim
-sim: setup ## Simulate SEEDS clusters from SEED_BASE on: network, disks, crashes; a failing seed prints its trace
+sim: setup own ## Simulate SEEDS clusters from SEED_BASE on: network, disks, crashes; a failing seed prints its trace
 	@$(CARGO) run $(ON) -q -p palisade-sim -- --seeds $(SEEDS) --base $(SEED_BASE)
 
 .PHONY: e2e
@@ -61,7 +69,7 @@ e2e: build ## Only the e2e on a cluster (CLUSTER=builtin|kind|current)
 	@$(CARGO) test $(ON) -p palisade-e2e --test cluster --test quickstart -- --nocapture
 
 .PHONY: crds
-crds: setup ## Write crds/yaml and the chart's copy from the Rust types
+crds: setup own ## Write crds/yaml and the chart's copy from the Rust types
 	@$(CARGO) run $(ON) -q -p palisade-crds -- crds/yaml charts/palisade/templates/crds
 
 .PHONY: images
@@ -82,7 +90,7 @@ fuzz: ## Fuzz every decoder of outside bytes for FUZZ_SECONDS each (needs cargo-
 BENCH_TARGET ?= $(CACHE)/bench-$(shell { cat e2e/bench/Cargo.lock; rustc -vV 2>/dev/null; } | sha256sum | cut -c1-16)
 RELEASE = $(CARGO_TARGET_DIR)/$(HOST)/release
 export CELLS QUICK
-bench: ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/README.md)
+bench: own ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/README.md)
 	@bash e2e/bootstrap.sh libssl-dev pkg-config
 	@echo "[bench] release build of the broker into $(CARGO_TARGET_DIR) (about 6 minutes from nothing on two cores)"
 	@$(CARGO) build $(ON) --release -p palisade-server --bin palisade-broker
@@ -92,7 +100,7 @@ bench: ## Measure against Apache Kafka (CELLS=<regex>, QUICK=1; see e2e/bench/RE
 	  $(if $(QUICK),--quick) --cells "$${CELLS:-}"
 
 .PHONY: lint
-lint: setup ## Format, clippy, licences and bans of dependencies (needs cargo-deny)
+lint: setup own ## Format, clippy, licences and bans of dependencies (needs cargo-deny)
 	@cargo fmt --all --check
 	@$(CARGO) clippy $(ON) --workspace --all-targets -- -D warnings
 	@cargo deny --all-features check bans licenses sources
