@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use palisade_e2e::tools::{Broker, Java, Kcat, Login, Mechanism, run, tool, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Codecs, keys, headers and timestamps through librdkafka, read back as they were sent.
 #[test]
@@ -456,6 +458,56 @@ fn a_client_certificate_is_a_principal() -> Result<()> {
         .success()?
         .stdout;
     assert_eq!(seen, "signed\n");
+    Ok(())
+}
+
+/// A client's certificate that has expired is refused, and the broker's log says why. When the broker's own has, the log says so, clients refuse it, and a new one in
+/// its place is used without a restart.
+#[test]
+fn an_expired_certificate_is_refused_and_named() -> Result<()> {
+    let broker = Broker::start()?;
+    let late = Login::Certificate(broker.certificate_until("late", 2021)?);
+    let late = Kcat::new(&broker.client("late", &late)?)?;
+    let refused = late.run(&["-L", "-m", "4"], "")?;
+    assert_ne!(refused.status, 0, "{}", refused.text());
+    wait_until("the log names the reason", PATIENCE, || {
+        let log = broker.log();
+        let mut lines = log.lines();
+        let named = lines.any(|it| it.contains("TLS handshake failed") && it.contains("expired"));
+        ensure!(named, "{log}");
+        Ok(())
+    })?;
+    assert!(broker.metric("palisade_tls_handshake_failures_total")? >= 1.0);
+
+    let admin = Kcat::new(&broker.admin())?;
+    admin.run(&["-L", "-m", "10"], "")?.success()?;
+    let config = broker.config()?;
+    let files = config.listeners[0].tls.as_ref().context("TLS is on")?;
+    let standing = (fs::read(&files.certificate)?, fs::read(&files.key)?);
+    let expired = broker.certificate_until("localhost", 2021)?;
+    let replace = |certificate: &[u8], key: &[u8]| -> Result<()> {
+        fs::write(&files.certificate, certificate)?;
+        Ok(fs::write(&files.key, key)?)
+    };
+    replace(&fs::read(expired.certificate)?, &fs::read(expired.key)?)?;
+    wait_until("the broker says it", PATIENCE, || {
+        let log = broker.log();
+        ensure!(log.contains("the certificate has expired"), "{log}");
+        Ok(())
+    })?;
+    let refused = admin.run(&["-L", "-m", "4"], "")?;
+    assert_ne!(refused.status, 0, "{}", refused.text());
+    assert!(
+        refused.text().contains("certificate verify failed"),
+        "{}",
+        refused.text()
+    );
+    replace(&standing.0, &standing.1)?;
+    wait_until("all is well again", PATIENCE, || {
+        let problems = broker.status()?.problems;
+        ensure!(problems.is_empty(), "{problems:?}");
+        admin.run(&["-L", "-m", "10"], "")?.success()
+    })?;
     Ok(())
 }
 

@@ -7,7 +7,8 @@
 //! 4. A lost log key is never replaced over volumes it sealed; a broken authority is never replaced at all.
 //! 5. Deleting everything ends, in a namespace that is going away too.
 //! 6. Asking for fewer brokers stops none that has not said that it has nothing left.
-//! 7. Two operators compete for the lease: one leads, the other takes over.
+//! 7. A certificate that has expired in its Secret is replaced.
+//! 8. Two operators compete for the lease: one leads, the other takes over.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -39,13 +40,16 @@ use palisade_e2e::cluster::ApiServer;
 use palisade_operator::{
     Context, Settings,
     access::AccessCache,
+    authorities::AuthorityRecord,
     cluster,
     controllers::{Controllers, Scope},
     kubernetes::LeaseLock,
     metrics::Metrics,
+    pki::{CertificateInfo, CommonName, LeafKey, LeafUse},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use tokio::{sync::oneshot, task::JoinHandle};
 
 /// The server that the tests of this file share, with the definitions applied.
@@ -512,6 +516,68 @@ async fn a_broken_authority_is_reported_and_left_alone() {
             .0,
         b"no certificate"
     );
+    bench.halt().await;
+}
+
+/// A certificate that has expired, as it lies in a Secret after the operator was away for long: a new one stands there as soon as it is seen, for the same key, and
+/// the other brokers keep theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_in_a_secret_is_replaced() {
+    let mut bench = Bench::new("expired", &[]).await;
+    let mut cluster = a_cluster();
+    cluster["spec"]["brokers"] = json!({ "replicas": 3 });
+    bench.create::<SecureCluster>("expired", cluster).await;
+    bench
+        .reason::<SecureCluster>("expired", "events", "BrokersUnreachable")
+        .await;
+    let secrets: Api<Secret> = bench.api();
+    let held = secrets.get("events-broker-certs").await.unwrap();
+    let text = |secret: &Secret, key: &str| {
+        String::from_utf8(secret.data.as_ref().unwrap()[key].0.clone()).unwrap()
+    };
+    let authority = secrets.get("events-cluster-ca").await.unwrap();
+    let authority = AuthorityRecord::read(&authority).unwrap();
+    let standing = CertificateInfo::from_pem(&text(&held, "events-0.crt")).unwrap();
+    let now = OffsetDateTime::now_utc();
+    let expired = authority
+        .current()
+        .issue(
+            &CommonName::new("events-0").unwrap(),
+            &standing.dns_names,
+            LeafUse::Broker,
+            LeafKey::Existing(&text(&held, "events-0.key")),
+            time::Duration::days(90),
+            now - time::Duration::days(400),
+        )
+        .unwrap();
+    assert!(
+        CertificateInfo::from_pem(&expired.certificate)
+            .unwrap()
+            .not_after
+            < now
+    );
+    let patch = json!({ "stringData": { "events-0.crt": expired.certificate } });
+    secrets
+        .patch(
+            "events-broker-certs",
+            &PatchParams::default(),
+            &Patch::Merge(&patch),
+        )
+        .await
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    let secret = loop {
+        let secret = secrets.get("events-broker-certs").await.unwrap();
+        let info = CertificateInfo::from_pem(&text(&secret, "events-0.crt")).unwrap();
+        if info.not_after > now {
+            assert_ne!(info.serial, standing.serial);
+            assert_eq!(info.public_key, standing.public_key);
+            break secret;
+        }
+        assert!(Instant::now() < until, "it is still there: {info:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(text(&secret, "events-1.crt"), text(&held, "events-1.crt"));
     bench.halt().await;
 }
 

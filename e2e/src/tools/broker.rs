@@ -9,8 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use palisade_config::{BrokerConfig, status::BrokerStatus};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
 use super::{
     Access, Background, Certificate, Java, Login, Mechanism, RawClient, free_port, program, tool,
@@ -321,20 +322,34 @@ impl Broker {
         Ok(values.iter().sum())
     }
 
-    /// A client certificate from the authority that `dev` made, `CN=<name>`.
+    /// A certificate from the authority that `dev` made, `CN=<name>`, for clients and for `localhost`.
     ///
     /// # Errors
     /// When the authority's key cannot be read.
     pub fn certificate(&self, name: &str) -> Result<Certificate> {
+        let year = OffsetDateTime::now_utc().year();
+        self.certificate_until(name, year + 10)
+    }
+
+    /// The same, valid until the first day of a year, and ten years long.
+    ///
+    /// # Errors
+    /// When the authority's key cannot be read.
+    pub fn certificate_until(&self, name: &str, year: i32) -> Result<Certificate> {
         let read = |file: &str| {
             let path = self.data_dir.join(file);
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         let issuer =
             Issuer::from_ca_cert_pem(&read("ca.crt")?, KeyPair::from_pem(&read("ca.key")?)?)?;
-        let mut params = CertificateParams::new(Vec::new())?;
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        params.not_before = date_time_ymd(year - 10, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &issuer)?;
         let pair = Certificate {

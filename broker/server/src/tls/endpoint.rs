@@ -69,6 +69,7 @@ impl Endpoint {
     ) -> Result<Self, TlsError> {
         let files = Files::read(paths)?;
         let loaded = load(paths, &files, client_auth, alpn, client_alpn)?;
+        warn_if_expired(name, &loaded);
         Ok(Self {
             name: name.to_owned(),
             paths: paths.clone(),
@@ -128,6 +129,7 @@ impl Endpoint {
                     authorities = loaded.trust.authorities.len(),
                     "loaded new TLS files"
                 );
+                warn_if_expired(&self.name, &loaded);
                 self.current.store(Arc::new(loaded));
                 *watched = Watched {
                     loaded: digest,
@@ -171,6 +173,14 @@ impl Endpoint {
                 super::Leaf::rfc3339(not_after)
             )
         })
+    }
+}
+
+/// Those who verify the certificate cannot be told by `/status`: it is served under the same one.
+fn warn_if_expired(listener: &str, loaded: &Loaded) {
+    let not_after = loaded.leaf.not_after;
+    if not_after <= OffsetDateTime::now_utc() {
+        warn!(listener, not_after = %super::Leaf::rfc3339(not_after), "the certificate has expired: clients refuse it until it is replaced");
     }
 }
 
