@@ -236,6 +236,21 @@ impl LogFile for RealFile {
     }
 }
 
+/// Lets this process have as many open files as the system permits it: every partition in use has one, and the usual limit of 1,024 is meant for programs that count
+/// on less. How many that are; `None` without a limit.
+///
+/// # Errors
+/// The operating system's.
+pub fn raise_file_limit() -> io::Result<Option<u64>> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        setrlimit(Resource::Nofile, limit)?;
+    }
+    Ok(limit.current)
+}
+
 /// Whether an error says that the disk is full, or the quota used up.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {

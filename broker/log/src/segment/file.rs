@@ -350,6 +350,11 @@ impl Segment {
         if let Some(index) = self.index.write().as_mut() {
             index.add(position, frame);
         }
+        // Before the end: who sees that an offset is in this segment must find it there.
+        self.length.store(
+            position + (frame_len + payload.len()) as u64,
+            Ordering::Release,
+        );
         {
             let mut ends = self.ends.lock();
             ends.end = Offset(frame.last_offset.0.saturating_add(1));
@@ -357,10 +362,6 @@ impl Segment {
             ends.appended_at = now_ms;
             ends.oldest_key = earliest(ends.oldest_key, KeyRing::version_of(payload).ok());
         }
-        self.length.store(
-            position + (frame_len + payload.len()) as u64,
-            Ordering::Release,
-        );
         Ok(())
     }
 

@@ -177,12 +177,12 @@ impl Reader {
     ) -> Result<u64, LogError> {
         let mut span = Span::new(self.path.clone(), Arc::clone(&self.file), self.kek.clone());
         let mut position = BLOCK;
-        loop {
+        let problem = loop {
             let frame = match self.frame(position)? {
                 Ok(frame) => frame,
                 Err(problem) => {
                     self.check_end(position, is_last, &problem)?;
-                    break;
+                    break problem;
                 }
             };
             let (sequence, records) = batch::decode(&frame.meta, frame.payload)
@@ -218,10 +218,17 @@ impl Reader {
             recovered.next_sequence = sequence.saturating_add(1);
             recovered.take(&mut span, records);
             position = position.saturating_add(blocks(frame.length));
-        }
+        };
         recovered.spans.push(span);
         if is_last {
             // What was read may have been in the page cache only, when the process ended and the machine did not.
+            let fits = position.saturating_add(BLOCK) <= self.length;
+            if fits && !matches!(problem, FrameError::None) {
+                // Nothing may ever be written over what was cut off, and then it would stand at the end of a file that is not the last.
+                self.file
+                    .write_all_at(&[0; BLOCK as usize], position)
+                    .map_err(LogError::io("write", &self.path))?;
+            }
             self.file
                 .sync_data()
                 .map_err(LogError::io("sync", &self.path))?;

@@ -264,6 +264,31 @@ fn a_torn_tail_is_cut_and_writing_goes_on() {
     }
 }
 
+/// What was cut off is not written over when the next batch goes into the next file.
+#[test]
+fn a_torn_tail_is_no_damage_when_its_file_is_not_the_last_any_more() {
+    let bench = Bench::new();
+    let (wal, _) = bench.open();
+    let first: Vec<_> = (1..=3)
+        .map(|index| record(1, index, &"y".repeat(7 << 10)))
+        .collect();
+    for one in &first {
+        append(&wal, vec![one.clone()]).unwrap();
+    }
+    append(&wal, vec![record(1, 4, "torn")]).unwrap();
+    drop(wal);
+    flip(&bench.path(1), bench.frame_of(&bench.path(1), "torn") + 40);
+    let (wal, records) = bench.open();
+    assert_eq!(records, first);
+    // The file has no room left for it.
+    let large = record(1, 4, &"x".repeat(11 << 10));
+    append(&wal, vec![large.clone()]).unwrap();
+    assert!(bench.path(2).exists(), "it went into the first file");
+    drop(wal);
+    let all = [first, vec![large]].concat();
+    assert_eq!(bench.open().1, all);
+}
+
 #[test]
 fn a_bad_frame_before_others_is_corruption_with_file_and_offset() {
     let bench = Bench::new();
