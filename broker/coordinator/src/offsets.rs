@@ -230,12 +230,15 @@ impl OffsetStore {
             let due: Vec<(TopicPartition, i64)> = offsets
                 .iter()
                 .filter(|(partition, offset)| {
-                    unused_since(group, partition.topic).is_some_and(|since| {
-                        let at = offset.expires_at.unwrap_or_else(|| {
+                    let at = |since: i64| {
+                        offset.expires_at.unwrap_or_else(|| {
                             since.max(offset.committed_at).saturating_add(retention)
-                        });
-                        at <= now
-                    })
+                        })
+                    };
+                    // First what costs nothing: most offsets are young, and who uses them is long to find out.
+                    at(i64::MIN) <= now
+                        && unused_since(group, partition.topic)
+                            .is_some_and(|since| at(since) <= now)
                 })
                 .map(|(partition, offset)| (*partition, offset.committed_at))
                 .collect();

@@ -37,6 +37,10 @@ pub trait Catalog: Send + Sync + 'static {
     /// Whether there is such a topic, without touching its keys.
     fn contains(&self, id: TopicId) -> bool;
 
+    /// Whether the answers are those of the cluster now, and not of a broker that has lost the others or has just come back: only then may what they do not know be
+    /// removed.
+    fn is_current(&self) -> bool;
+
     /// The data shard that keeps a group's committed offsets.
     fn shard_of_group(&self, group: &str) -> Option<ShardId>;
 }
@@ -107,15 +111,22 @@ struct Cached {
 pub struct ImageCatalog {
     image: watch::Receiver<Arc<Image>>,
     provider: Arc<dyn KeyProvider>,
+    /// See [`Catalog::is_current`].
+    current: Box<dyn Fn() -> bool + Send + Sync>,
     cache: RwLock<HashMap<TopicId, Cached>>,
 }
 
 impl ImageCatalog {
-    /// Follows `image`.
+    /// Follows `image`, of which `current` says whether it is the cluster's now.
     #[must_use]
-    pub fn new(image: watch::Receiver<Arc<Image>>, provider: Arc<dyn KeyProvider>) -> Self {
+    pub fn new(
+        image: watch::Receiver<Arc<Image>>,
+        provider: Arc<dyn KeyProvider>,
+        current: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
         Self {
             image,
+            current: Box::new(current),
             provider,
             cache: RwLock::default(),
         }
@@ -180,6 +191,10 @@ impl Catalog for ImageCatalog {
         };
         self.cache.write().insert(id, cached);
         Ok(Some(view))
+    }
+
+    fn is_current(&self) -> bool {
+        (self.current)()
     }
 
     fn contains(&self, id: TopicId) -> bool {

@@ -21,7 +21,7 @@ impl Cluster {
         let provider: Arc<dyn KeyProvider> =
             Arc::new(DirectoryProvider::create(dir.path().join("kek")).unwrap());
         let (publish, image) = watch::channel(Arc::new(Image::new()));
-        let catalog = ImageCatalog::new(image, Arc::clone(&provider));
+        let catalog = ImageCatalog::new(image, Arc::clone(&provider), || true);
         let mut cluster = Self {
             image: Image::new(),
             publish,

@@ -317,7 +317,11 @@ impl DataMachine {
 
     /// Syncs every log and stores the manifest. Nothing is appended meanwhile: appends come through this machine.
     fn save(&self, at: LogPosition) -> Result<(), DataError> {
-        self.data.sync().map_err(DataError::Log)?;
+        if let Err(error) = self.data.sync() {
+            // It may be for want of file descriptors.
+            self.close_idle();
+            return Err(DataError::Log(error));
+        }
         let mut partitions = Vec::new();
         for slot in self.data.slots() {
             let Some(partition) = slot.partition() else {
@@ -342,12 +346,17 @@ impl DataMachine {
         };
         self.data.store(&manifest)?;
         self.data.saved(&manifest);
+        self.close_idle();
+        Ok(())
+    }
+
+    /// Closes files that were not used since the last time.
+    fn close_idle(&self) {
         for slot in self.data.slots() {
             if let Some(partition) = slot.partition() {
                 partition.log.close_idle();
             }
         }
-        Ok(())
     }
 }
 

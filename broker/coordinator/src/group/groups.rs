@@ -217,7 +217,7 @@ impl Groups {
             return TopicUse::EmptyFor(now.saturating_duration_since(found.empty_since));
         }
         match found.subscribed_topics() {
-            Some(topics) if !topics.contains(topic) => TopicUse::Unknown,
+            Some(topics) if !topics.contains(topic) => TopicUse::Unsubscribed,
             _ => TopicUse::InUse,
         }
     }

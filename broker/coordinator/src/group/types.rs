@@ -301,6 +301,8 @@ pub enum TopicUse {
     InUse,
     /// It has had no members for this long.
     EmptyFor(Duration),
-    /// Nothing is known but when the offset was committed.
+    /// It has members, and none of them subscribes to it.
+    Unsubscribed,
+    /// This coordinator has not heard of the group: it may have members that come in a moment, and it is not known since when it has none.
     Unknown,
 }

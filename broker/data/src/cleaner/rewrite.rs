@@ -190,8 +190,11 @@ impl Work<'_> {
         if !outcome.changed {
             return Ok(true);
         }
+        // Groups go in the order of offsets and each was filtered by the whole map: as far as this one goes, holes are holes already, also when the pass ends here.
+        let end = segments.last().map_or(Offset::ZERO, |segment| segment.end);
+        let until = known.map_or(Offset::ZERO, |known| known.until.min(end));
         let done = rewrite.commit(Cleaned {
-            until: Offset::ZERO,
+            until,
             tombstones: outcome.tombstones,
         })?;
         stats.bytes_written = stats.bytes_written.saturating_add(outcome.written);

@@ -24,8 +24,10 @@ const STEP: Duration = Duration::from_millis(500);
 const CHECKPOINT_AGE: Duration = Duration::from_secs(60);
 /// After a checkpoint that failed, the next one is not tried earlier.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(5);
-/// Idempotent producers that were silent for this long are forgotten (Kafka's `producer.id.expiration.ms`).
-const PRODUCER_EXPIRY_MS: i64 = 24 * 60 * 60 * 1000;
+/// Idempotent producers that were silent for this long are forgotten. Kafka's `producer.id.expiration.ms` is a day; there an unknown producer may go on with any
+/// sequence. Here it has to begin anew, since a batch that was overtaken by a change of the leader could count twice otherwise, and librdkafka gives up for good
+/// then: so nightly and weekly jobs must not be forgotten.
+const PRODUCER_EXPIRY_MS: i64 = 14 * 24 * 60 * 60 * 1000;
 
 /// Runs until the data plane is gone or stops.
 pub(super) async fn run(
@@ -71,13 +73,18 @@ impl Housekeeper {
         // Regularly too: an append that raced with the deletion may have made a partition again.
         if regular || self.seen_version != Some(version) {
             plane.follow_settings(|_| true);
-            plane.drop_deleted_topics(version).await;
+            if plane.catalog.is_current() {
+                plane.drop_deleted_topics(version).await;
+            }
             self.seen_version = Some(version);
         } else {
             plane.follow_settings(ShardData::take_unsettled);
         }
         if regular {
-            plane.enforce_retention().await;
+            // By settings that may have been others for long, nothing is removed.
+            if plane.catalog.is_current() {
+                plane.enforce_retention().await;
+            }
             plane.expire_producers().await;
             self.last_retention = Some(now);
         }
@@ -189,11 +196,16 @@ impl DataPlane {
 
     fn deleted_topics(&self, handle: &ShardHandle, version: u64) -> BTreeSet<TopicId> {
         let slots = handle.data.slots();
-        let partitions = slots.iter().filter(|slot| {
-            slot.partition()
-                .is_some_and(|partition| partition.seen <= version)
-        });
-        let mut topics: BTreeSet<TopicId> = partitions.map(|slot| slot.key.0).collect();
+        let seen = slots
+            .iter()
+            .filter_map(|slot| Some((slot.key.0, slot.partition()?.seen)));
+        let (mut topics, mut newer) = (BTreeSet::new(), BTreeSet::new());
+        for (topic, seen) in seen {
+            topics.insert(topic);
+            if seen > version {
+                newer.insert(topic);
+            }
+        }
         let offsets = handle.data.offsets.read();
         topics.extend(
             offsets
@@ -201,7 +213,8 @@ impl DataPlane {
                 .flat_map(|group| offsets.of_group(group))
                 .map(|(partition, _)| TopicId(partition.topic)),
         );
-        topics.retain(|topic| !self.catalog.contains(*topic));
+        // What was made under newer metadata than these is not for them to judge, nor are the offsets that belong to it.
+        topics.retain(|topic| !newer.contains(topic) && !self.catalog.contains(*topic));
         topics
     }
 

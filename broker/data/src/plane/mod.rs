@@ -201,6 +201,12 @@ impl DataPlane {
             .any(|handle| handle.data.backlogged.load(Ordering::Acquire))
     }
 
+    /// Whether nothing more can be written here: the write-ahead log has no space, or batches wait in memory.
+    #[must_use]
+    pub fn cannot_write(&self) -> bool {
+        self.wal.is_full() || self.is_full()
+    }
+
     /// Makes everything applied so far durable in segments and manifests, so that a restart has nothing to replay.
     ///
     /// # Errors

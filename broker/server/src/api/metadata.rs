@@ -71,7 +71,7 @@ pub(crate) fn reachable(
 ) -> impl Iterator<Item = (BrokerId, StrBytes, i32, Option<StrBytes>)> {
     let cluster = &ctx.broker.cluster;
     // Who cannot reach the others does not know whether clients can. A client that believed it to be the only one would have nobody else to ask.
-    let has_lost_them = cluster.has_lost_the_others();
+    let has_lost_them = !cluster.is_in_touch();
     let alive = ctx
         .image
         .brokers

@@ -1,10 +1,10 @@
 //! What a running broker follows: files that change under it, credentials that are withdrawn, and time.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use palisade_config::BrokerConfig;
 use palisade_coordinator::{group::TopicUse, offsets::OffsetCommand};
-use palisade_log::TopicId;
+use palisade_log::{ShardId, TopicId};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -153,6 +153,7 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToke
     let mut ticks = interval(HOUSEKEEPING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut checkpointed = broker.image().version;
+    let mut tenures = Tenures::default();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
@@ -167,13 +168,43 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToke
                 }
             }
         }
-        expire_offsets(&broker).await;
+        // What is not in the metadata of a broker that has lost the others may be there all the same.
+        if broker.cluster.metadata.leader().borrow().leader.is_some() {
+            expire_offsets(&broker, &mut tenures).await;
+        }
     }
 }
 
-async fn expire_offsets(broker: &Broker) {
+/// Since when this broker has coordinated the groups of a shard without a break, as far as it has looked: term, and ms since 1970.
+#[derive(Debug, Default)]
+struct Tenures(BTreeMap<ShardId, (u64, i64)>);
+
+impl Tenures {
+    /// Takes note of the term in which this broker leads a shard now, if it does.
+    fn note(&mut self, shard: ShardId, term: Option<u64>, now: i64) {
+        match term {
+            None => drop(self.0.remove(&shard)),
+            Some(term) => {
+                let known = self.0.entry(shard).or_insert((term, now));
+                if known.0 != term {
+                    *known = (term, now);
+                }
+            }
+        }
+    }
+
+    fn since(&self, shard: ShardId) -> Option<i64> {
+        self.0.get(&shard).map(|(_, since)| *since)
+    }
+}
+
+async fn expire_offsets(broker: &Broker, tenures: &mut Tenures) {
     let image = broker.image();
     let now = now_ms();
+    for shard in broker.data.hosted() {
+        tenures.note(shard, broker.data.leads(shard), now);
+    }
+    let tenures = &*tenures;
     let retention = i64::try_from(OFFSET_RETENTION.as_millis()).unwrap_or(i64::MAX);
     let mut expired = Vec::new();
     let unused_since = |group: &str, topic| {
@@ -187,7 +218,11 @@ async fn expire_offsets(broker: &Broker) {
         {
             TopicUse::InUse => None,
             TopicUse::EmptyFor(time) => Some(now - i64::try_from(time.as_millis()).unwrap_or(0)),
-            TopicUse::Unknown => Some(i64::MIN),
+            TopicUse::Unsubscribed => Some(i64::MIN),
+            // Who has members is not replicated: they have had no time to come before this broker coordinated the group.
+            TopicUse::Unknown => image
+                .shard_of_group(group)
+                .and_then(|shard| tenures.since(shard)),
         }
     };
     broker
@@ -205,5 +240,25 @@ async fn expire_offsets(broker: &Broker) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenure_begins_anew_with_each_term() {
+        let shard = ShardId(3);
+        let mut tenures = Tenures::default();
+        assert_eq!(tenures.since(shard), None);
+        tenures.note(shard, Some(4), 1000);
+        tenures.note(shard, Some(4), 2000);
+        assert_eq!(tenures.since(shard), Some(1000));
+        // Somebody else led between two looks.
+        tenures.note(shard, Some(6), 3000);
+        assert_eq!(tenures.since(shard), Some(3000));
+        tenures.note(shard, None, 4000);
+        assert_eq!(tenures.since(shard), None);
     }
 }

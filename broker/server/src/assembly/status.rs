@@ -107,7 +107,7 @@ impl State {
         if self.stopping.is_cancelled() {
             Err("stopping")
         } else if *self.broker.cluster.isolated().borrow() {
-            Err("the other brokers cannot be reached, so that clients are kept out")
+            Err("the other brokers are not heard, so that clients are kept out")
         } else if !self.broker.data.is_ready() {
             Err("not every shard has a leader and is up to date here")
         } else if !self.broker.cluster.is_served(&self.broker.data) {

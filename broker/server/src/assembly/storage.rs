@@ -13,9 +13,12 @@ use tokio::sync::watch;
 
 use super::data_dir::DataDir;
 use crate::{
-    cluster::{Cluster, Desk, find_out},
+    cluster::{Cluster, Currency, Desk, find_out},
     error::StartError,
 };
+
+/// Fewer open files than this are soon used up.
+const FEW_FILES: u64 = 16_384;
 
 /// What was read from the volume, before anything runs.
 pub(super) struct Opened {
@@ -115,15 +118,25 @@ pub(super) async fn form(
     )
     .await
     .map_err(storage_error)?;
+    let metadata = Arc::new(metadata);
+    let currency = Currency::of(&metadata);
     let cluster = Arc::new(Cluster::new(
         me,
         seeds,
         peers.cloned(),
-        Arc::new(metadata),
+        Arc::clone(&metadata),
         images.clone(),
     ));
     desk.open_cluster(Arc::clone(&cluster));
 
+    match palisade_log::fs::raise_file_limit() {
+        Ok(Some(files)) if files < FEW_FILES => tracing::warn!(
+            files,
+            "this process may open few files: each partition in use needs one, each connection another; raise `ulimit -n`"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
     let mut options = DataOptions::new(data_dir.path.join("data"));
     options.node = me;
     options.segment_bytes = config.storage.segment_size.bytes();
@@ -132,7 +145,9 @@ pub(super) async fn form(
         Arc::clone(&wal),
         recovered,
         file_keys,
-        Arc::new(ImageCatalog::new(images.clone(), keys)),
+        Arc::new(ImageCatalog::new(images.clone(), keys, move || {
+            currency.holds(&metadata.status())
+        })),
         transport,
     )
     .await

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures::{FutureExt, future::BoxFuture};
 use palisade_log::ShardId;
 use palisade_metadata::{Image, MetadataCommand};
 use palisade_shard::NodeId;
@@ -77,9 +78,15 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
     let mut leadership = cluster.metadata.leadership();
     let mut steps = interval(STEP);
     steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Beside the decisions: it waits for as long as a broker is down that it needs.
+    let mut lining_up = None;
     loop {
         select! {
             () = stopping.cancelled() => return,
+            () = ended(&mut lining_up) => {
+                lining_up = None;
+                continue;
+            }
             changed = images.changed() => {
                 if changed.is_err() {
                     return;
@@ -93,6 +100,10 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
             _ = steps.tick() => {}
         }
         if !cluster.is_controller() {
+            lining_up = None;
+            continue;
+        }
+        if cluster.is_full() && relieve(&cluster).await {
             continue;
         }
         let image = Arc::clone(&images.borrow_and_update());
@@ -106,17 +117,47 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
                 ),
             }
         }
-        line_up(&cluster, &cluster.image(), &founding).await;
+        if lining_up.is_none() {
+            lining_up = Some(line_up(&cluster, &founding).boxed());
+        }
+    }
+}
+
+/// Waits for the end of what goes on, or for ever.
+async fn ended(going_on: &mut Option<BoxFuture<'_, ()>>) {
+    match going_on {
+        Some(going_on) => going_on.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Has a voter with space lead the metadata: no change of them can be written here. True when it does.
+async fn relieve(cluster: &Cluster) -> bool {
+    let status = cluster.metadata.status();
+    let voters: Vec<NodeId> = status.voters.iter().copied().collect();
+    let Some(heir) = heir(cluster.me, &voters, &status, &cluster.able()) else {
+        return false;
+    };
+    match cluster.metadata.transfer_leadership(heir).await {
+        Ok(()) => {
+            warn!(to = %heir, "leadership of the metadata was handed over, because the disk is full");
+            true
+        }
+        Err(error) => {
+            debug!(to = %heir, %error, "leadership of the metadata was not handed over");
+            false
+        }
     }
 }
 
 /// Brings the members of shard 0 in line.
-async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
+async fn line_up(cluster: &Cluster, founding: &Founding) {
+    let image = cluster.image();
     // While the founders register, the members are those that formed the shard. Later, some of them may have been removed.
     if image.pools.is_empty() && image.brokers.len() < founding.brokers {
         return;
     }
-    let (voters, learners) = members(image, cluster.me);
+    let (voters, learners) = members(&image, cluster.me);
     let status = cluster.metadata.status();
     if status.voters == voters && status.learners == learners {
         return;
@@ -124,7 +165,7 @@ async fn line_up(cluster: &Cluster, image: &Image, founding: &Founding) {
     // A leader that is to lose its vote hands over first, so that nobody waits for an election; whoever is next goes on with this.
     if !voters.contains(&cluster.me) {
         let staying: Vec<NodeId> = voters.iter().copied().collect();
-        if let Some(heir) = heir(cluster.me, &staying, &status, &cluster.alive())
+        if let Some(heir) = heir(cluster.me, &staying, &status, &cluster.able())
             && cluster.metadata.transfer_leadership(heir).await.is_ok()
         {
             return;

@@ -48,7 +48,7 @@ impl Desk {
         drop(self.data.set(data));
     }
 
-    fn answer(&self, question: Question) -> BoxFuture<'static, Answer> {
+    fn answer(&self, from: NodeId, question: Question) -> BoxFuture<'static, Answer> {
         let cluster = self.cluster.get().cloned();
         match (question, cluster) {
             (Question::WhoAreYou, cluster) => {
@@ -59,11 +59,12 @@ impl Desk {
                 };
                 async move { answer }.boxed()
             }
-            (Question::Leaders(update), Some(cluster)) => {
+            (Question::Leaders(update, is_full), Some(cluster)) => {
+                cluster.note_full(from.broker(), is_full);
                 cluster.learn(&update);
                 async { Answer::Noted }.boxed()
             }
-            (Question::Leaders(_), None) => async { Answer::Noted }.boxed(),
+            (Question::Leaders(..), None) => async { Answer::Noted }.boxed(),
             (Question::Change(command), Some(cluster)) => async move {
                 Answer::Changed(match MetadataCommand::decode(&command) {
                     Ok(command) => cluster.decide(&command).await,
@@ -112,7 +113,7 @@ impl Handler for Desk {
         if channel == CLUSTER_CHANNEL {
             return match Question::decode(&message) {
                 Ok(question) => {
-                    let answer = self.answer(question);
+                    let answer = self.answer(from, question);
                     async move { Ok(answer.await.encode()) }.boxed()
                 }
                 Err(reason) => {

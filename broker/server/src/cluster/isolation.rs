@@ -3,74 +3,64 @@
 //! It would not hear that a user was removed or that an ACL has changed. And clients that reach it would stay with it: they ask the broker that they have just
 //! spoken to who leads (librdkafka the one that is least idle, the Java client one that is connected), and this one does not know. Without a connection to it, they
 //! ask another. Brokers and the operator are let in by the control port all the time.
+//!
+//! Leaders are what a broker hears of others: there is one only with a majority. A broker that hears none of the metadata, and none of a shard that others have
+//! too, has lost them, or they have removed it. While the metadata alone have no majority, the data go on.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use palisade_shard::NodeId;
-use tokio::{
-    select,
-    time::{Instant, sleep_until},
-};
+use tokio::{select, sync::watch::error::RecvError, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Cluster;
 
-/// Peers may lose their connections at a time and come back: by then, silence was already waited for.
-const GRACE: Duration = Duration::from_secs(1);
+/// Silence was waited for already when a leader is not known any more: this is for its successor to be elected.
+const GRACE: Duration = Duration::from_secs(3);
 
-/// Whether fewer than a majority of the voters can be reached. Without voters nothing is known yet.
-pub(super) fn is_isolated(
-    voters: &BTreeSet<NodeId>,
-    can_be_reached: impl Fn(NodeId) -> bool,
+/// Whether the others are heard, by the `leader` of the metadata and those of the data shards here, each with how many replicas the shard has. What has one replica
+/// leads itself, and says nothing.
+pub(super) fn is_in_touch(
+    me: NodeId,
+    leader: Option<NodeId>,
+    data: impl IntoIterator<Item = (Option<NodeId>, usize)>,
 ) -> bool {
-    let reached = voters
-        .iter()
-        .filter(|voter| can_be_reached(**voter))
-        .count();
-    !voters.is_empty() && reached <= voters.len() / 2
+    let says_so = |(leader, replicas): (Option<NodeId>, usize)| {
+        leader.is_some_and(|leader| leader != me || replicas > 1)
+    };
+    leader.is_some() || data.into_iter().any(says_so)
 }
 
-/// Says whether this broker has lost the others, until it stops.
+/// Keeps clients out while the others are not heard, until the broker stops.
 pub(crate) async fn run(cluster: Arc<Cluster>, stopping: CancellationToken) {
     // A broker that is alone has nobody to lose.
-    let Some(mut peers) = cluster.peers.as_ref().map(|peers| peers.connected()) else {
+    if cluster.peers.is_none() {
         return;
-    };
-    let mut lost_since = None;
+    }
+    select! {
+        () = stopping.cancelled() => {}
+        // The cluster is not there any more.
+        Err(_) = follow(&cluster) => {}
+    }
+}
+
+async fn follow(cluster: &Cluster) -> Result<Infallible, RecvError> {
+    let mut in_touch = cluster.in_touch.subscribe();
     loop {
-        peers.borrow_and_update();
-        let is_isolated = *cluster.isolated.borrow();
-        match (cluster.has_lost_the_others(), lost_since) {
-            (true, None) => lost_since = Some(Instant::now()),
-            (false, _) if is_isolated => {
-                lost_since = None;
-                cluster.isolated.send_replace(false);
-                info!("a majority of the metadata's voters can be reached again: serving clients");
-            }
-            (false, _) => lost_since = None,
-            (true, Some(since)) if !is_isolated && since.elapsed() >= GRACE => {
-                cluster.isolated.send_replace(true);
-                warn!(
-                    "no majority of the metadata's voters can be reached: closing clients' connections, and taking none until it can"
-                );
-            }
-            (true, Some(_)) => {}
+        in_touch.wait_for(|in_touch| !*in_touch).await?;
+        let back = in_touch.wait_for(|in_touch| *in_touch);
+        if let Ok(back) = timeout(GRACE, back).await {
+            back?;
+            continue;
         }
-        let due = lost_since.filter(|_| !*cluster.isolated.borrow());
-        let due = async {
-            match due {
-                Some(since) => sleep_until(since + GRACE).await,
-                None => std::future::pending().await,
-            }
-        };
-        select! {
-            () = stopping.cancelled() => return,
-            changed = peers.changed() => if changed.is_err() {
-                return;
-            },
-            () = due => {}
-        }
+        cluster.isolated.send_replace(true);
+        warn!(
+            "the other brokers are not heard any more: closing clients' connections, and taking none until they are"
+        );
+        in_touch.wait_for(|in_touch| *in_touch).await?;
+        cluster.isolated.send_replace(false);
+        info!("the other brokers are heard again: serving clients");
     }
 }
 
@@ -78,21 +68,15 @@ pub(crate) async fn run(cluster: Arc<Cluster>, stopping: CancellationToken) {
 mod tests {
     use super::*;
 
-    fn isolated(voters: &[i32], reached: &[i32]) -> bool {
-        let voters = voters.iter().map(|id| NodeId::of(*id, 1)).collect();
-        is_isolated(&voters, |node| reached.contains(&node.broker()))
-    }
-
     #[test]
-    fn less_than_a_majority_is_isolation() {
-        assert!(isolated(&[0, 1, 2], &[0]));
-        assert!(!isolated(&[0, 1, 2], &[0, 2]));
-        // Two of which one is gone elect nobody.
-        assert!(isolated(&[0, 1], &[0]));
-        assert!(!isolated(&[0], &[0]));
-        // A broker without a vote: it reaches none of those that have one, or enough.
-        assert!(isolated(&[0, 1, 2], &[7]));
-        assert!(!isolated(&[0, 1, 2], &[7, 1, 2]));
-        assert!(!isolated(&[], &[]));
+    fn others_are_heard_by_leaders_that_need_them() {
+        let (me, other) = (NodeId::of(0, 1), NodeId::of(1, 1));
+        assert!(is_in_touch(me, Some(me), []));
+        assert!(is_in_touch(me, Some(other), []));
+        assert!(!is_in_touch(me, None, []));
+        // The metadata have lost their majority, and a shard has one.
+        assert!(is_in_touch(me, None, [(None, 3), (Some(me), 3)]));
+        assert!(is_in_touch(me, None, [(Some(other), 3)]));
+        assert!(!is_in_touch(me, None, [(None, 3), (Some(me), 1)]));
     }
 }

@@ -142,6 +142,9 @@ impl Cluster {
                 }
                 Err(error) => Election::Unavailable(error.to_string()),
             },
+            Step::Relieve(_) => Election::Unavailable(
+                "its leader hands it over because its disk is full".to_owned(),
+            ),
             Step::Members(_) | Step::Leave(_) => {
                 Election::Unavailable("its replicas are being moved".to_owned())
             }

@@ -22,8 +22,8 @@ const MAX_BYTES: usize = 16 << 20;
 pub(crate) enum Question {
     /// Which incarnation of the broker this is, and whether it belongs to a cluster.
     WhoAreYou,
-    /// Who leads what, as far as the sender knows.
-    Leaders(LeaderTable),
+    /// Who leads what, as far as the sender knows, and whether the sender can write nothing now, so that it should lead nothing.
+    Leaders(LeaderTable, bool),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),
     /// Which of these shards count on this broker, and which have let go of it.
@@ -133,7 +133,7 @@ mod tests {
         table.note(ShardId(2), 7, Some(NodeId::of(1, 9)));
         for question in [
             Question::WhoAreYou,
-            Question::Leaders(table),
+            Question::Leaders(table, true),
             Question::Change(vec![1, 2, 3]),
             Question::Holdings(3, [ShardId(0), ShardId(4)].into()),
             Question::Quorum,

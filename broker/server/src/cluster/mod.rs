@@ -8,6 +8,7 @@
 //! leading     what only a shard's leader can say or do, for clients that ask any broker
 //! replicas    hosts what the metadata assigns to this broker; leaders bring their shard's members in line
 //! removal     lets go of replicas that have moved, and of a broker for good, once no shard counts on them any more
+//! currency    whether the metadata are those of the cluster now
 //! controller  what only the leader of shard 0 does: registrations' consequences, pools, balance
 //! ```
 //!
@@ -15,6 +16,7 @@
 
 mod changes;
 mod controller;
+mod currency;
 mod formation;
 mod gossip;
 mod handler;
@@ -45,6 +47,7 @@ use crate::tls::Leaf;
 
 pub(crate) use changes::ChangeError;
 pub(crate) use controller::{Founding, run as control};
+pub(crate) use currency::Currency;
 pub(crate) use formation::find_out;
 pub(crate) use gossip::LeaderTable;
 pub(crate) use handler::Desk;
@@ -69,9 +72,13 @@ pub(crate) struct Cluster {
     leaders: Mutex<LeaderTable>,
     /// What this broker leads now: a leader that nobody hears any more stays the newest that the table knows until there is another.
     led: Mutex<BTreeSet<ShardId>>,
+    /// The others are heard.
+    in_touch: watch::Sender<bool>,
     /// Clients are not served, since the others cannot be reached.
     isolated: watch::Sender<bool>,
     leaders_changed: watch::Sender<u64>,
+    /// Brokers that can write nothing now, as they say.
+    full: watch::Sender<BTreeSet<i32>>,
     /// Whether a peer is connected, and since when.
     seen: Mutex<BTreeMap<i32, (bool, OffsetDateTime)>>,
     began: OffsetDateTime,
@@ -100,8 +107,10 @@ impl Cluster {
             images,
             leaders: Mutex::new(LeaderTable::default()),
             led: Mutex::default(),
+            in_touch: watch::Sender::new(true),
             isolated: watch::Sender::new(false),
             leaders_changed: watch::Sender::new(0),
+            full: watch::Sender::default(),
             seen: Mutex::default(),
             began: OffsetDateTime::now_utc(),
         }
@@ -135,10 +144,9 @@ impl Cluster {
         broker == self.me.broker() || self.peers.as_ref().is_some_and(|peers| peers.is_up(broker))
     }
 
-    /// Whether no majority of those that keep the metadata can be reached from here now.
-    pub(crate) fn has_lost_the_others(&self) -> bool {
-        let voters = self.metadata.status().voters;
-        isolation::is_isolated(&voters, |node| self.is_alive(node.broker()))
+    /// Whether the others are heard now.
+    pub(crate) fn is_in_touch(&self) -> bool {
+        *self.in_touch.borrow()
     }
 
     /// Whether clients are kept out, since the others cannot be reached.
@@ -186,10 +194,17 @@ impl Cluster {
                 led.insert(shard);
             }
         };
+        let metadata = *self.metadata.leader().borrow();
+        let image = self.image();
+        let mut heard = Vec::new();
         for (shard, view) in data.leaders().borrow().iter() {
             note(*shard, *view);
+            let replicas = image.shards.get(shard).map(|shard| shard.replicas.len());
+            heard.push((view.leader, replicas.unwrap_or(0)));
         }
-        note(ShardId::METADATA, *self.metadata.leader().borrow());
+        note(ShardId::METADATA, metadata);
+        self.in_touch
+            .send_replace(isolation::is_in_touch(self.me, metadata.leader, heard));
         let was_led = std::mem::replace(&mut *self.led.lock(), led.clone());
         let news = self.learn(&own);
         if !news && was_led != led {
@@ -274,19 +289,41 @@ impl Cluster {
         !image.pools.is_empty() && assigned.keys().all(serves)
     }
 
+    /// Takes note of whether a broker can write nothing now.
+    fn note_full(&self, broker: i32, is_full: bool) {
+        self.full.send_if_modified(|full| match is_full {
+            true => full.insert(broker),
+            false => full.remove(&broker),
+        });
+    }
+
+    /// Whether this broker can write nothing, or could not just now.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.borrow().contains(&self.me.broker())
+    }
+
+    /// Brokers that could lead something, as far as they can be reached and have space.
+    fn able(&self) -> BTreeSet<i32> {
+        let mut able = self.alive();
+        for full in self.full.borrow().iter() {
+            able.remove(full);
+        }
+        able
+    }
+
     /// Gives leadership of every shard to a replica that can take it at once, and waits a little until they have.
     pub(crate) async fn hand_over(&self, data: &DataPlane) {
         if self.peers.is_none() {
             return;
         }
         let image = self.image();
-        let alive = self.alive();
+        let able = self.able();
         let metadata = self.metadata.status();
         let mut moves = Vec::new();
         for (shard, info) in image.shards.iter() {
             if let Some(status) = data.shard_status(*shard)
                 && status.leader == Some(self.me)
-                && let Some(heir) = replicas::heir(self.me, &info.replicas, &status, &alive)
+                && let Some(heir) = replicas::heir(self.me, &info.replicas, &status, &able)
             {
                 moves.push((*shard, heir));
             }
@@ -294,7 +331,7 @@ impl Cluster {
         let all = async {
             let voters: Vec<NodeId> = metadata.voters.iter().copied().collect();
             if metadata.leader == Some(self.me)
-                && let Some(heir) = replicas::heir(self.me, &voters, &metadata, &alive)
+                && let Some(heir) = replicas::heir(self.me, &voters, &metadata, &able)
             {
                 // Whoever is next does it without being asked, if this does not work.
                 drop(self.metadata.transfer_leadership(heir).await);
@@ -311,9 +348,9 @@ impl Cluster {
         }
     }
 
-    /// Brokers that could lead a shard, as far as they can be reached and have no damage: who has some gives leadership away again until it is repaired.
+    /// Brokers that could lead a shard, as far as they can be reached, have space and no damage: who has some gives leadership away again until it is repaired.
     fn fit(&self, data: &DataPlane, shard: ShardId) -> BTreeSet<i32> {
-        let mut fit = self.alive();
+        let mut fit = self.able();
         for damaged in data.under_repair(shard) {
             fit.remove(&damaged.broker());
         }

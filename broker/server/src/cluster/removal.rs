@@ -166,13 +166,14 @@ impl Cluster {
         self.ask(self.me.broker(), shards).await.free()
     }
 
-    /// What the other brokers that can be reached know of a broker's memberships in `shards`.
+    /// What the other brokers know, as far as they can be reached, of a broker's memberships in `shards`.
     async fn ask(&self, broker: i32, shards: &BTreeSet<ShardId>) -> Holdings {
         let mut known = Holdings::default();
         let Some(peers) = &self.peers else {
             return known;
         };
-        let others = self.alive().into_iter();
+        let image = self.image();
+        let others = image.brokers.keys().copied();
         let others = others.filter(|other| *other != self.me.broker());
         let question = Question::Holdings(broker, shards.clone()).encode();
         let asked = others.map(|other| {

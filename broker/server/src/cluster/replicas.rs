@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use palisade_data::DataPlane;
 use palisade_log::ShardId;
 use palisade_metadata::{Image, ShardInfo};
@@ -25,6 +26,10 @@ use super::Cluster;
 const STEP: Duration = Duration::from_millis(500);
 /// Leadership goes back to the preferred replica when it has been fit for it this long: a broker that comes and goes must not drag leaders along.
 const PREFERENCE: Duration = Duration::from_secs(5);
+/// Who could write nothing does not lead again before it could for so long: a full disk may have space for a moment.
+const RELIEF: Duration = Duration::from_secs(5);
+/// Changes of members that go on at a time: each may send a whole replica.
+const CHANGES: usize = 4;
 /// A follower this many entries behind the end is fit to lead at once.
 const CLOSE: u64 = 1000;
 
@@ -37,32 +42,37 @@ pub(super) enum Step {
     Members(BTreeSet<NodeId>),
     /// The leader is to lose its replica: it hands over to one that stays, which then changes the voters, so that nobody waits for an election.
     Leave(NodeId),
+    /// The leader can write nothing: it hands over to one that can.
+    Relieve(NodeId),
     /// The leader hands over, once the target has been fit for a while.
     Prefer(NodeId),
 }
 
-/// What the leader of a shard has to do.
+/// What the leader of a shard has to do. `able` are the brokers that could lead it.
 pub(super) fn step(
     me: NodeId,
     assigned: &ShardInfo,
     status: &ShardStatus,
-    alive: &BTreeSet<i32>,
+    able: &BTreeSet<i32>,
     draining: &BTreeSet<i32>,
 ) -> Step {
     let wanted = assigned.voters();
     let fit = |node: &NodeId| {
         *node == me
-            || (alive.contains(&node.broker())
+            || (able.contains(&node.broker())
                 && !draining.contains(&node.broker())
                 && status
                     .matched
                     .get(node)
                     .is_some_and(|matched| matched.saturating_add(CLOSE) >= status.last_index))
     };
+    let mut others = assigned.replicas.iter().filter(|node| **node != me);
+    let heir = others.find(|node| status.voters.contains(node) && fit(node));
     if !wanted.contains(&me) {
-        let mut staying = assigned.replicas.iter();
-        let heir = staying.find(|node| status.voters.contains(node) && fit(node));
         return heir.map_or(Step::Members(wanted), |heir| Step::Leave(*heir));
+    }
+    if let Some(heir) = heir.filter(|_| !able.contains(&me.broker())) {
+        return Step::Relieve(*heir);
     }
     // A learner is a replica that is on its way, or one whose leadership ended while it removed itself: either way there is something left to do.
     if wanted != status.voters || !status.learners.is_empty() {
@@ -133,12 +143,29 @@ pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: C
     };
     let leading = async {
         let mut steps = Steps::new(&cluster, &stopping);
-        let mut fit_since = BTreeMap::new();
-        while steps.next().await.is_some() {
-            lead(&cluster, &data, &mut fit_since).await;
+        let mut leader = Leader::new(&cluster, &data);
+        loop {
+            select! {
+                image = steps.next() => match image {
+                    Some(_) => leader.begin(),
+                    None => return,
+                },
+                Some(done) = leader.running.next(), if !leader.running.is_empty() => leader.ended(done),
+            }
         }
     };
-    tokio::join!(hosting, leading);
+    let watching = async {
+        let mut steps = Steps::new(&cluster, &stopping);
+        let mut last_full = None;
+        while steps.next().await.is_some() {
+            if data.cannot_write() {
+                last_full = Some(Instant::now());
+            }
+            let is_full = last_full.is_some_and(|at| at.elapsed() < RELIEF);
+            cluster.note_full(cluster.me.broker(), is_full);
+        }
+    };
+    tokio::join!(hosting, leading, watching);
 }
 
 /// When assignments are looked at.
@@ -245,46 +272,108 @@ async fn change_members(
     }
 }
 
-async fn lead(
+/// What this broker does as the leader of shards: a step of each at a time, beside those of the others. A change of members waits for as long as a broker is down
+/// that it needs.
+struct Leader<'a> {
+    cluster: &'a Cluster,
+    data: &'a DataPlane,
+    /// Since when the preferred replica of a shard has been fit to lead it.
+    fit_since: BTreeMap<ShardId, (NodeId, Instant)>,
+    /// Shards with a step that goes on; whether that is a change of members.
+    busy: BTreeMap<ShardId, bool>,
+    running: FuturesUnordered<BoxFuture<'a, ShardId>>,
+}
+
+impl<'a> Leader<'a> {
+    fn new(cluster: &'a Cluster, data: &'a DataPlane) -> Self {
+        Self {
+            cluster,
+            data,
+            fit_since: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            running: FuturesUnordered::new(),
+        }
+    }
+
+    fn ended(&mut self, shard: ShardId) {
+        self.busy.remove(&shard);
+    }
+
+    /// Begins what is to be done now.
+    fn begin(&mut self) {
+        let image = self.cluster.image();
+        let draining = draining(&image);
+        for id in self.data.hosted() {
+            let (Some(shard), Some(status)) = (image.shards.get(&id), self.data.shard_status(id))
+            else {
+                continue;
+            };
+            if status.leader != Some(self.cluster.me) {
+                self.fit_since.remove(&id);
+                continue;
+            }
+            if self.busy.contains_key(&id) {
+                continue;
+            }
+            let fit = self.cluster.fit(self.data, id);
+            let step = self.due(id, step(self.cluster.me, shard, &status, &fit, &draining));
+            let changes = matches!(step, Step::Members(_));
+            let changing = self.busy.values().filter(|changes| **changes).count();
+            if step == Step::None || (changes && changing >= CHANGES) {
+                continue;
+            }
+            self.busy.insert(id, changes);
+            let taken = take(self.cluster, self.data, id, step, shard.voters());
+            self.running.push(taken.map(move |()| id).boxed());
+        }
+    }
+
+    /// The step, or nothing while the preferred replica has not been fit for long enough.
+    fn due(&mut self, id: ShardId, step: Step) -> Step {
+        let Step::Prefer(to) = step else {
+            self.fit_since.remove(&id);
+            return step;
+        };
+        let since = self.fit_since.entry(id).or_insert((to, Instant::now()));
+        if since.0 != to {
+            *since = (to, Instant::now());
+        }
+        if since.1.elapsed() < PREFERENCE {
+            return Step::None;
+        }
+        self.fit_since.remove(&id);
+        step
+    }
+}
+
+/// Does what is to be done for one shard. `voters` are those that are assigned.
+async fn take(
     cluster: &Cluster,
     data: &DataPlane,
-    fit_since: &mut BTreeMap<ShardId, (NodeId, Instant)>,
+    id: ShardId,
+    step: Step,
+    voters: BTreeSet<NodeId>,
 ) {
-    for id in data.hosted() {
-        // Each step may take its time: the next one follows what is assigned by then.
-        let image = cluster.image();
-        let (Some(shard), Some(status)) = (image.shards.get(&id), data.shard_status(id)) else {
-            continue;
-        };
-        if status.leader != Some(cluster.me) {
-            fit_since.remove(&id);
-            continue;
+    let (to, members) = match step {
+        Step::None => return,
+        Step::Members(voters) => return change_members(cluster, data, id, voters).await,
+        Step::Leave(to) => {
+            debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
+            (to, Some(voters))
         }
-        let fit = cluster.fit(data, id);
-        match step(cluster.me, shard, &status, &fit, &draining(&image)) {
-            Step::None => {
-                fit_since.remove(&id);
-            }
-            Step::Members(voters) => change_members(cluster, data, id, voters).await,
-            Step::Leave(to) => {
-                debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
-                if let Err(error) = data.transfer(id, to).await {
-                    debug!(shard = %id, %error, "leadership was not handed over");
-                    change_members(cluster, data, id, shard.voters()).await;
-                }
-            }
-            Step::Prefer(to) => {
-                let since = fit_since.entry(id).or_insert((to, Instant::now()));
-                if since.0 != to {
-                    *since = (to, Instant::now());
-                } else if since.1.elapsed() >= PREFERENCE {
-                    fit_since.remove(&id);
-                    debug!(shard = %id, %to, "giving leadership back to the preferred replica");
-                    if let Err(error) = data.transfer(id, to).await {
-                        debug!(shard = %id, %error, "leadership was not handed over");
-                    }
-                }
-            }
+        Step::Relieve(to) => {
+            info!(shard = %id, %to, "handing over a shard, because the disk is full");
+            (to, None)
+        }
+        Step::Prefer(to) => {
+            debug!(shard = %id, %to, "giving leadership back to the preferred replica");
+            (to, None)
+        }
+    };
+    if let Err(error) = data.transfer(id, to).await {
+        debug!(shard = %id, %error, "leadership was not handed over");
+        if let Some(voters) = members {
+            change_members(cluster, data, id, voters).await;
         }
     }
 }
@@ -315,6 +404,25 @@ mod tests {
             last_index: 5000,
             ..ShardStatus::default()
         }
+    }
+
+    #[test]
+    fn who_can_write_nothing_hands_over_to_one_that_can() {
+        let none = BTreeSet::new();
+        let wanted = shard(&[A, B, C]);
+        let members = status(&[A, B, C], &[(B, 4999), (C, 5000)]);
+        let relieved = |able: &[i32]| {
+            let able = able.iter().copied().collect();
+            step(A, &wanted, &members, &able, &none)
+        };
+        assert_eq!(relieved(&[0, 1, 2]), Step::None);
+        assert_eq!(relieved(&[1, 2]), Step::Relieve(B));
+        assert_eq!(relieved(&[2]), Step::Relieve(C));
+        // Nobody can.
+        assert_eq!(relieved(&[]), Step::None);
+        let behind = status(&[A, B, C], &[(B, 10), (C, 10)]);
+        let able = BTreeSet::from([1, 2]);
+        assert_eq!(step(A, &wanted, &behind, &able, &none), Step::None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ const REPEAT: Duration = Duration::from_secs(5);
 pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: CancellationToken) {
     let mut own = data.leaders();
     let mut metadata = cluster.metadata.leader();
+    let mut full = cluster.full.subscribe();
+    let mut is_full = cluster.is_full();
     let mut events = cluster.peers.as_ref().map(|peers| peers.events());
     let mut repeat = interval(REPEAT);
     repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -49,6 +51,14 @@ pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: C
                     tell(&cluster);
                 }
             }
+            changed = full.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                if std::mem::replace(&mut is_full, cluster.is_full()) != is_full {
+                    tell(&cluster);
+                }
+            }
             event = event => match event {
                 Ok(PeerEvent::Up(node)) => {
                     cluster.saw(node, true);
@@ -75,8 +85,9 @@ fn tell(cluster: &Cluster) {
     let Some(peers) = &cluster.peers else {
         return;
     };
-    let message = Question::Leaders(cluster.known_leaders()).encode();
-    for broker in cluster.alive() {
+    let message = Question::Leaders(cluster.known_leaders(), cluster.is_full()).encode();
+    // Those too that were never met: the first message makes the connection.
+    for broker in cluster.image().brokers.keys().copied() {
         if broker != cluster.me.broker() {
             let sent = peers.call_cluster(broker, message.clone());
             // Who does not hear it now hears it when it is back, or with the next repetition.

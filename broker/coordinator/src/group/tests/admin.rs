@@ -117,7 +117,7 @@ fn the_use_of_a_topic_depends_on_subscriptions_and_on_when_the_group_became_empt
     );
     assert_eq!(
         broker.groups.topic_use(broker.now, "g", "clicks"),
-        TopicUse::Unknown
+        TopicUse::Unsubscribed
     );
     let leaving = LeavingMember {
         member: joined.member,

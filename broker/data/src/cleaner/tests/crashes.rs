@@ -1,6 +1,10 @@
 //! The power fails at every single step of cleaning and saving.
 
-use super::bench::{Bench, put, tombstone};
+use std::cell::Cell;
+
+use palisade_log::{Offset, segment::Rolling};
+
+use super::bench::{Bench, ROLLING, put, tombstone};
 use crate::records::{Codec, builder::TestBatch};
 
 fn filled() -> Bench {
@@ -65,6 +69,43 @@ fn a_crash_at_any_step_leaves_the_old_or_the_new() {
         steps += 1;
     }
     assert!(steps > 20, "{steps}");
+}
+
+/// A pass that is ended in the middle leaves holes, which must be known for holes: otherwise this replica can send nobody a snapshot.
+#[test]
+fn what_an_interrupted_pass_has_taken_out_is_known_to_be_compacted() {
+    let mut interrupted = 0;
+    for allowed in 1.. {
+        let bench = filled();
+        let count = Cell::new(0);
+        let pace = |_| {
+            count.set(count.get() + 1);
+            count.get() <= allowed
+        };
+        let mut stats = bench.stats;
+        let rolling = Rolling {
+            age_ms: 0,
+            ..ROLLING
+        };
+        let ended = bench.work(&bench.ring, &pace).run_all(rolling, &mut stats);
+        let mut next = bench.log.start_offset();
+        for (meta, _) in bench.batches() {
+            if meta.base_offset > next {
+                interrupted += usize::from(ended.is_err());
+                assert!(
+                    meta.base_offset <= bench.log.cleaned().until,
+                    "after {allowed} reads: from {next} to {} nothing is left, and it is compacted to {:?} only",
+                    meta.base_offset,
+                    bench.log.cleaned()
+                );
+            }
+            next = Offset(meta.last_offset.0 + 1);
+        }
+        if ended.is_ok() {
+            break;
+        }
+    }
+    assert!(interrupted > 0, "no pass was ended between two groups");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +38,8 @@ pub(super) const P0: PartitionIndex = PartitionIndex(0);
 #[derive(Default)]
 pub(super) struct TestCatalog {
     version: AtomicU64,
+    /// Its answers may be old, and it knows.
+    pub(super) lags: AtomicBool,
     topics: Mutex<HashMap<TopicId, Arc<TopicView>>>,
 }
 
@@ -123,6 +125,10 @@ impl Catalog for TestCatalog {
 
     fn contains(&self, id: TopicId) -> bool {
         self.topics.lock().contains_key(&id)
+    }
+
+    fn is_current(&self) -> bool {
+        !self.lags.load(Ordering::SeqCst)
     }
 
     fn shard_of_group(&self, group: &str) -> Option<ShardId> {

@@ -1,11 +1,13 @@
 //! Topics that come and go, records that expire, groups that commit.
 
+use std::sync::atomic::Ordering;
+
 use palisade_coordinator::offsets::{CommittedOffset, OffsetCommand, TopicPartition};
 use palisade_log::{Offset, TopicId};
 
 use super::bench::{Bench, P0, batch, eventually, fetch, produce, read_values};
 use crate::{
-    Catalog, DataError,
+    Catalog, DataError, DataPlane,
     records::builder::{TestBatch, TestRecord},
 };
 
@@ -18,6 +20,10 @@ fn dirs(bench: &Bench) -> usize {
 }
 
 fn commit(topic: TopicId, offset: i64) -> OffsetCommand {
+    commit_of("group", topic, offset)
+}
+
+fn commit_of(group: &str, topic: TopicId, offset: i64) -> OffsetCommand {
     let partition = TopicPartition {
         topic: topic.0,
         partition: 0,
@@ -30,7 +36,7 @@ fn commit(topic: TopicId, offset: i64) -> OffsetCommand {
         expires_at: None,
     };
     OffsetCommand::Commit {
-        group: "group".to_owned(),
+        group: group.to_owned(),
         offsets: vec![(partition, committed)],
     }
 }
@@ -81,13 +87,59 @@ async fn metadata_that_lags_behind_deletes_nothing() {
     let other = bench.catalog.create(1, |_| {});
     let plane = bench.start().await;
     produce(&plane, topic, &batch("a", 5)).await.unwrap();
+    // In the shard of the topic.
+    plane
+        .apply_offsets("grou", commit_of("grou", topic, 3))
+        .await
+        .unwrap();
     let version = bench.catalog.version();
     let view = bench.catalog.forget(topic, version - 1).unwrap();
     produce(&plane, other, &batch("a", 1)).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
     bench.catalog.remember(topic, view, version + 1);
     assert_eq!(read_values(&plane, topic).len(), 5);
+    assert_eq!(committed(&plane, "grou", topic), Some(3));
     plane.shutdown().await;
+}
+
+/// A shard that holds nothing of a topic but offsets cannot tell by itself whether the metadata are too old to know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_has_lost_the_others_deletes_nothing() {
+    let bench = Bench::new();
+    let topic = bench.catalog.create(1, |settings| {
+        settings.retention_ms = Some(1);
+    });
+    let plane = bench.start().await;
+    bench.catalog.lags.store(true, Ordering::SeqCst);
+    plane
+        .apply_offsets("group", commit(topic, 4))
+        .await
+        .unwrap();
+    let version = bench.catalog.version();
+    let view = bench.catalog.forget(topic, version + 1).unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    assert_eq!(committed(&plane, "group", topic), Some(4));
+    // With metadata that count, it is gone.
+    bench.catalog.lags.store(false, Ordering::SeqCst);
+    bench.catalog.remember(topic, view, version + 2);
+    bench.catalog.delete(topic);
+    eventually("the offsets are dropped", || {
+        committed(&plane, "group", topic).is_none()
+    })
+    .await;
+    plane.shutdown().await;
+}
+
+fn committed(plane: &DataPlane, group: &str, topic: TopicId) -> Option<i64> {
+    let partition = TopicPartition {
+        topic: topic.0,
+        partition: 0,
+    };
+    plane
+        .read_offsets(group, |offsets| {
+            offsets.get(group, partition).map(|found| found.offset)
+        })
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
