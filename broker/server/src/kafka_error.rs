@@ -16,7 +16,8 @@ pub(crate) fn of_data(error: &DataError) -> KafkaError {
             KafkaError::NotLeaderOrFollower
         }
         DataError::Record(error) => of_record(error),
-        DataError::NotEnoughReplicas { .. } => KafkaError::NotEnoughReplicas,
+        // Retriable, and nothing was appended: the replicas do not keep up with what is waiting already.
+        DataError::NotEnoughReplicas { .. } | DataError::Busy => KafkaError::NotEnoughReplicas,
         DataError::ProducerFenced { .. } => KafkaError::InvalidProducerEpoch,
         DataError::OutOfOrderSequence { .. } => KafkaError::OutOfOrderSequenceNumber,
         DataError::DuplicateSequence { .. } => KafkaError::DuplicateSequenceNumber,

@@ -175,7 +175,7 @@ impl Metrics {
         );
         r.register(
             "connections_refused",
-            "Connections refused by a limit or quota, or while the other brokers cannot be reached",
+            "Connections refused by a limit or quota, or while the other brokers are not heard",
             self.connections_refused.clone(),
         );
         r.register(

@@ -119,10 +119,13 @@ async fn create(
         config: config.clone(),
         dek,
     };
-    if validate_only {
-        validate(&ctx.broker.image(), replication_factor, &command)
+    let image = ctx.broker.image();
+    // Shards that are made for a topic stay when it is refused after all.
+    if validate_only || !image.pools.contains_key(&replication_factor) {
+        validate(&image, replication_factor, &command)
             .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
-    } else {
+    }
+    if !validate_only {
         mutation(ctx, partitions, ctx.version >= STRICT_QUOTA)?;
         prepare_pool(ctx, replication_factor).await?;
         ctx.broker

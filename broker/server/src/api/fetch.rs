@@ -78,7 +78,8 @@ impl Source for SealedRecords {
 struct Pass {
     results: Vec<Result<Read, KafkaError>>,
     bytes: usize,
-    failed: bool,
+    /// Waiting would bring nothing: something is to be said at once.
+    is_final: bool,
 }
 
 pub(crate) async fn handle(
@@ -139,7 +140,7 @@ pub(crate) async fn handle(
             Access::Leader
         };
         // Once: what the limits of single partitions keep back is not there after another wait either.
-        if pass.bytes < min_bytes && !pass.failed {
+        if pass.bytes < min_bytes && !pass.is_final {
             ctx.broker
                 .data
                 .wait_for_data_by(access, &positions, min_bytes, deadline)
@@ -250,14 +251,15 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
     let mut pass = Pass {
         results: Vec::with_capacity(wanted.len()),
         bytes: 0,
-        failed: false,
+        is_final: false,
     };
     for wanted in wanted {
         let left = limit.saturating_sub(pass.bytes);
         let result = match &wanted.target {
             Err(error) => Err(*error),
-            // The client turns to that replica at once: it needs no records from here.
+            // The client turns to that replica at once: it needs no records from here, and waits for none.
             Ok(target) if target.nearer.is_some() => {
+                pass.is_final = true;
                 let ends = ctx.broker.data.offsets_of(target.topic, target.index);
                 ends.map(|(start, end)| Read {
                     records: None,
@@ -287,7 +289,7 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
         };
         match &result {
             Ok(read) => pass.bytes += read.bytes(),
-            Err(_) => pass.failed = true,
+            Err(_) => pass.is_final = true,
         }
         pass.results.push(result);
     }

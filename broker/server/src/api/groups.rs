@@ -45,7 +45,11 @@ fn may_read(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if !ctx.allows(Operation::Read, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
-    // The shard that keeps a group's offsets is led by its coordinator.
+    is_coordinator(ctx, group)
+}
+
+/// Whether groups like this one are asked for here: who leads the shard that keeps a group's offsets is its coordinator.
+pub(super) fn is_coordinator(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if ctx.broker.coordinates(group) {
         Ok(())
     } else {

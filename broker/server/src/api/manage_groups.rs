@@ -18,7 +18,7 @@ use palisade_coordinator::{
 };
 use palisade_security::acl::{CLUSTER_NAME, Operation, ResourceType};
 
-use super::Context;
+use super::{Context, groups::is_coordinator, offsets::coordinator};
 use crate::kafka_error::{KafkaError, of_data, of_group};
 
 /// First version in which a group that does not exist is an error and not a dead group (KIP-1043).
@@ -63,6 +63,9 @@ fn describe_one(ctx: &Context, group: &GroupId) -> DescribedGroup {
     let described = DescribedGroup::default().with_group_id(group.clone());
     if !ctx.allows(Operation::Describe, ResourceType::Group, group) {
         return described.with_error_code(ctx.code(KafkaError::GroupAuthorizationFailed));
+    }
+    if let Err(error) = is_coordinator(ctx, group) {
+        return described.with_error_code(ctx.code(error));
     }
     if let Some(found) = ctx.broker.groups.with(|groups, _| groups.describe(group)) {
         return present(described, found);
@@ -157,6 +160,7 @@ async fn delete_one(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if !ctx.allows(Operation::Delete, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
+    is_coordinator(ctx, group)?;
     if !exists(ctx, group) {
         return Err(KafkaError::GroupIdNotFound);
     }
@@ -172,5 +176,5 @@ async fn delete_one(ctx: &Context, group: &str) -> Result<(), KafkaError> {
         .apply_offsets(group, command)
         .await
         .map(drop)
-        .map_err(|error| of_data(&error))
+        .map_err(|error| coordinator(of_data(&error)))
 }

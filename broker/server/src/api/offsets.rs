@@ -103,6 +103,8 @@ fn may_commit(ctx: &Context, request: &OffsetCommitRequest) -> Result<(), KafkaE
     if !ctx.allows(Operation::Read, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
+    // The membership of a group that has moved is not known here any more.
+    super::groups::is_coordinator(ctx, group)?;
     let from = Membership {
         group: group.to_owned(),
         member: request.member_id.to_string(),
@@ -138,10 +140,12 @@ fn committed(
 }
 
 /// A client asks for the coordinator again where a producer would ask for the partition's leader.
-fn coordinator(error: KafkaError) -> KafkaError {
+pub(super) fn coordinator(error: KafkaError) -> KafkaError {
     match error {
         KafkaError::NotLeaderOrFollower => KafkaError::NotCoordinator,
-        KafkaError::KafkaStorageError => KafkaError::CoordinatorNotAvailable,
+        KafkaError::KafkaStorageError | KafkaError::NotEnoughReplicas => {
+            KafkaError::CoordinatorNotAvailable
+        }
         error => error,
     }
 }
@@ -345,6 +349,9 @@ pub(crate) async fn delete(ctx: &Context, request: OffsetDeleteRequest) -> Offse
     let failed = |error| OffsetDeleteResponse::default().with_error_code(ctx.code(error));
     if !ctx.allows(Operation::Delete, ResourceType::Group, &group) {
         return failed(KafkaError::GroupAuthorizationFailed);
+    }
+    if let Err(error) = super::groups::is_coordinator(ctx, &group) {
+        return failed(error);
     }
     if !super::manage_groups::exists(ctx, &group) {
         return failed(KafkaError::GroupIdNotFound);

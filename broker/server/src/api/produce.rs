@@ -14,6 +14,7 @@ use palisade_security::{
     acl::{Operation, ResourceType},
     quota::QuotaKey,
 };
+use tokio::time::{Instant, timeout_at};
 
 use super::Context;
 use crate::kafka_error::{KafkaError, of_data};
@@ -67,29 +68,34 @@ pub(crate) async fn handle(ctx: &Context, request: ProduceRequest) -> Produced {
     }
     charge(ctx, bytes);
 
-    let mut failed = false;
-    let mut responses = Vec::with_capacity(topics.len());
-    for (name, topic_id, partitions) in topics {
-        let answers = join_all(
-            partitions
+    // One deadline, and all at once: what is settled of a partition when it is known must not wait for another.
+    let deadline = Instant::now() + timeout;
+    let topics = topics
+        .into_iter()
+        .map(|(name, topic_id, partitions)| async move {
+            let answers = partitions
                 .into_iter()
-                .map(|(index, outcome)| async move { (index, finish(outcome, timeout).await) }),
-        );
-        let partition_responses = answers
-            .await
-            .into_iter()
-            .map(|(index, result)| {
-                failed |= result.is_err();
-                answer(ctx, index, result)
-            })
-            .collect();
-        responses.push(
+                .map(|(index, outcome)| async move { (index, finish(outcome, deadline).await) });
+            (name, topic_id, join_all(answers).await)
+        });
+    let mut failed = false;
+    let responses = join_all(topics)
+        .await
+        .into_iter()
+        .map(|(name, topic_id, answers)| {
+            let partitions = answers
+                .into_iter()
+                .map(|(index, result)| {
+                    failed |= result.is_err();
+                    answer(ctx, index, result)
+                })
+                .collect();
             TopicProduceResponse::default()
                 .with_name(name)
                 .with_topic_id(topic_id)
-                .with_partition_responses(partition_responses),
-        );
-    }
+                .with_partition_responses(partitions)
+        })
+        .collect();
     Produced {
         response: ProduceResponse::default().with_responses(responses),
         failed,
@@ -146,11 +152,11 @@ fn begin(
 
 async fn finish<F: Future<Output = Result<Appended, DataError>>>(
     outcome: Outcome<F>,
-    timeout: Duration,
+    deadline: Instant,
 ) -> Result<Appended, (KafkaError, Option<String>)> {
     match outcome {
         Outcome::Known(error, message) => Err((error, message)),
-        Outcome::Pending(append) => match tokio::time::timeout(timeout, append).await {
+        Outcome::Pending(append) => match timeout_at(deadline, append).await {
             Ok(Ok(appended)) => Ok(appended),
             Ok(Err(error)) => Err((of_data(&error), Some(error.to_string()))),
             Err(_) => Err((KafkaError::RequestTimedOut, None)),

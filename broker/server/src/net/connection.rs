@@ -168,7 +168,7 @@ impl<A: Application> Connection<A> {
                     break;
                 }
                 () = &mut isolation => {
-                    debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing the connection: the other brokers cannot be reached");
+                    debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing the connection: the other brokers are not heard");
                     break;
                 }
                 Some(reply) = self.in_flight.next(), if !self.in_flight.is_empty() => {

@@ -8,8 +8,8 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-/// Largest frame of a client that has not authenticated yet.
-pub(crate) const MAX_UNAUTHENTICATED: usize = 512 * 1024;
+/// Largest frame of a client that has not authenticated yet: so small that it needs no share of what all connections have together.
+pub(crate) const MAX_UNAUTHENTICATED: usize = FREE_BYTES - 4;
 /// Largest frame after that; Kafka's `socket.request.max.bytes`.
 pub(crate) const MAX_AUTHENTICATED: usize = 100 * 1024 * 1024;
 /// Memory that the large frames of all connections may take together.
@@ -188,7 +188,7 @@ mod tests {
             ),
             (
                 b"\x7f\xff\xff\xffabc",
-                "frame of 2147483647 bytes is over the limit of 524288",
+                "frame of 2147483647 bytes is over the limit of 65532",
             ),
             (b"\x16\x03\x01\x02\0\x01", "speaks TLS"),
             (b"GET / HTTP/1.1\r\n", "speaks HTTP"),

@@ -122,7 +122,7 @@ pub(crate) async fn accept<A: Application>(
         if listener.kind == Kind::Client && *shared.isolated.borrow() {
             // Before the handshake: a client takes a connection for up only after it.
             refused(&listener, &shared, "isolated");
-            debug!(listener = %listener.name, %peer, "connection refused: the other brokers cannot be reached");
+            debug!(listener = %listener.name, %peer, "connection refused: the other brokers are not heard");
             continue;
         }
         match listener.limiter.admit(peer.ip()) {
@@ -233,9 +233,11 @@ async fn admitted<A: Application>(
     if let (Kind::Control, Some(peers)) = (listener.kind, &shared.peers)
         && is_peer(&stream)
     {
-        // A peer is no client: no quota and no limit of a listener counts it.
+        // A peer is no client: no quota and no limit of a listener counts it, and a broker that stops does not wait for it.
         drop(counted);
-        return serve_peer(stream, peers).await;
+        let peers = Arc::clone(peers);
+        tokio::spawn(async move { serve_peer(stream, &peers).await });
+        return;
     }
     let certificates = stream.get_ref().1.peer_certificates();
     let certificate = match certificates.and_then(|chain| chain.first()) {
