@@ -4,6 +4,8 @@
 //! the network between brokers ([`network`]), their disks ([`palisade_log::testing::MemoryFs`]), the processes ([`world`]), the clients ([`client`]) and a state
 //! machine with logs, offsets and producers ([`machine`]).
 //!
+//! In half of the seeds brokers' clocks go at speeds of their own: whatever their shards wait for is shorter for one and longer for another.
+//!
 //! A run is chaos for some seconds, then healing, then quiet; an oracle sees everything that is applied and acknowledged, and [`invariants`] says what must hold.
 //!
 //! # Chance

@@ -1,5 +1,7 @@
 //! What a seed stands for: how many brokers, who produces, and which faults come when.
 
+use std::time::Duration;
+
 use crate::chance::Chance;
 
 /// One fault, or something that people do.
@@ -61,6 +63,8 @@ pub(crate) struct Plan {
     pub(crate) network_delay: u64,
     pub(crate) disk_delay: u64,
     pub(crate) tail_bytes: usize,
+    /// How fast each broker's clock goes, in thousandths of the true speed.
+    clocks: Vec<u32>,
 }
 
 /// Records in each batch.
@@ -106,8 +110,27 @@ impl Plan {
             network_delay: chance.between(300, 4_000),
             disk_delay: chance.between(300, 4_000),
             tail_bytes: [512, 4_096, 65_536][chance.below(3) as usize],
+            clocks: clocks(seed, brokers),
         }
     }
+
+    /// A time that a broker measures: with a fast clock it is over sooner.
+    pub(crate) fn measured(&self, broker: usize, time: Duration) -> Duration {
+        let speed = self.clocks.get(broker).copied().unwrap_or(1000);
+        time * 1000 / speed.max(1)
+    }
+}
+
+/// In half of the seeds clocks differ by up to a half: far more than real ones, so that what counts on them would show. Drawn apart, so that seeds are what they were
+/// before there were such clocks.
+fn clocks(seed: u64, brokers: usize) -> Vec<u32> {
+    let mut chance = Chance::of(&[seed, 2]);
+    let differ = chance.permille(500);
+    let speed = |_| match differ {
+        true => 750 + chance.below(500) as u32,
+        false => 1000,
+    };
+    (0..brokers).map(speed).collect()
 }
 
 impl Fault {

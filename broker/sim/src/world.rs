@@ -273,10 +273,7 @@ impl World {
             };
             let config = ShardConfig {
                 tail_bytes: self.plan.tail_bytes,
-                timing: Timing {
-                    change: Duration::from_secs(20),
-                    ..Timing::DEFAULT
-                },
+                timing: self.timing(index),
                 ..ShardConfig::new(id, node)
             };
             let formation = match joins {
@@ -313,6 +310,23 @@ impl World {
             bury(&running);
         }
         Ok(running)
+    }
+
+    /// What a broker's shards wait for, by its own clock.
+    fn timing(&self, index: usize) -> Timing {
+        let Timing {
+            heartbeat,
+            election_min,
+            election_max,
+            ..
+        } = Timing::DEFAULT;
+        let measured = |time| self.plan.measured(index, time);
+        Timing {
+            heartbeat: measured(heartbeat),
+            election_min: measured(election_min),
+            election_max: measured(election_max),
+            change: measured(Duration::from_secs(20)),
+        }
     }
 
     /// What a mutation has a broker forget.

@@ -97,7 +97,7 @@ fn the_same_seed_is_the_same_run() {
 
 /// A bug made on purpose is found by one of the first seeds, and by an invariant that it breaks.
 fn is_found(mutation: Mutation, invariants: &[&str]) {
-    let seeds: Vec<_> = (0..60).collect();
+    let seeds: Vec<_> = (0..200).collect();
     let outcomes = sweep(&seeds, Some(mutation), |outcome| {
         outcome.violation.is_some()
     });
