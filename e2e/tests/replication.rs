@@ -309,3 +309,27 @@ fn a_broker_that_is_added_takes_its_share() -> Result<()> {
     producer.goes_on(2000)?;
     producer.finish(&admin)
 }
+
+/// A cluster of one broker takes in two more: each gets a vote on the metadata, topics may have three replicas then, and the first broker may be killed.
+#[test]
+fn one_broker_grows_to_three() -> Result<()> {
+    let mut cluster = Cluster::start(1)?;
+    cluster.add()?;
+    cluster.add()?;
+    wait_until("all three vote on the metadata", PATIENCE, || {
+        let status = cluster.status(0)?;
+        let metadata = status.shards.iter().find(|shard| shard.id == 0);
+        let voters = metadata.map(|shard| shard.voters.clone());
+        ensure!(voters == Some(vec![0, 1, 2]), "{voters:?}");
+        Ok(())
+    })?;
+    let admin = cluster.admin()?;
+    create(&mut *Java::lease()?, &admin, "wide")?;
+    let producer = Producer::start(&cluster, &admin, "wide")?;
+    producer.goes_on(2000)?;
+    cluster.kill(0);
+    producer.goes_on(2000)?;
+    cluster.launch(0)?;
+    producer.goes_on(1000)?;
+    producer.finish(&cluster.admin()?)
+}

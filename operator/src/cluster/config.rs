@@ -101,11 +101,9 @@ pub(super) fn broker_config(cluster: &Cluster) -> Result<BrokerConfig, String> {
     BrokerConfig::parse(&text).map_err(|error| error.to_string())
 }
 
-/// The brokers that form the cluster: the first three at most, so that adding more restarts nobody. One broker alone has no peers to look for.
+/// The brokers that form the cluster: the first three at most, so that adding more restarts nobody. One broker alone is its own seed: without any, it would take in no
+/// other, and those that are added would wait for it for ever.
 fn seeds(cluster: &Cluster) -> ClusterConfig {
-    if cluster.replicas == 1 {
-        return ClusterConfig::default();
-    }
     ClusterConfig {
         seeds: (0..cluster.replicas.min(FOUNDERS))
             .map(|id| Seed {
@@ -193,7 +191,9 @@ mod tests {
     #[test]
     fn brokers_find_each_other_by_the_first_three_of_them() {
         let mut cluster = fixture();
-        assert!(validate(&cluster).unwrap().config.cluster.is_alone());
+        // One broker too can take in others.
+        let one = validate(&cluster).unwrap().config;
+        assert_eq!(one.cluster.seeds.len(), 1);
         cluster.spec.brokers.replicas = 3;
         let three = validate(&cluster).unwrap().config;
         let seeds = three.cluster.seeds.clone();
