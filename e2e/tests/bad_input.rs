@@ -31,10 +31,10 @@ fn frames_of_impossible_length_are_refused_unread() -> Result<()> {
     for (length, message) in [
         (
             i32::MAX,
-            "frame of 2147483647 bytes is over the limit of 524288",
+            "frame of 2147483647 bytes is over the limit of 65532",
         ),
         (-1, "frame of -1 bytes is over the limit"),
-        (524_289, "frame of 524289 bytes is over the limit of 524288"),
+        (65_533, "frame of 65533 bytes is over the limit of 65532"),
     ] {
         let mut client = broker.raw()?;
         client.send(&length.to_be_bytes())?;

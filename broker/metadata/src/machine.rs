@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -196,7 +197,16 @@ impl StateMachine for MetadataMachine {
                 }
                 self.published.send_replace(Arc::new(self.image.clone()));
             }
-            Err(error @ (MetadataError::Malformed(_) | MetadataError::Format(_))) => {
+            // A newer broker wrote it: who goes on without it has other metadata than the others from here on, and nobody would see it.
+            Err(error @ MetadataError::Format(_)) => {
+                let reason = format!(
+                    "entry {} of the metadata cannot be read: {error}; run a version of the broker that can",
+                    at.index
+                );
+                tracing::error!("{reason}");
+                resume_unwind(Box::new(reason))
+            }
+            Err(error @ MetadataError::Malformed(_)) => {
                 tracing::error!(index = at.index, %error, "skipped an entry of the metadata log");
             }
             Err(error) => tracing::debug!(index = at.index, %error, "refused a metadata command"),

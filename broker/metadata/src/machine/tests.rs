@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use palisade_log::TopicId;
 use palisade_seal::{DirectoryProvider, KeyProvider as _, SecretKey};
 
@@ -105,15 +107,9 @@ fn another_key_does_not_open_it() {
 fn entries_that_are_no_commands_are_refused_and_the_machine_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let (mut machine, follower) = open(directory.path()).unwrap();
-    for (index, meta) in [vec![], vec![99, 1], vec![2, 200], vec![2]]
-        .into_iter()
-        .enumerate()
-    {
+    for (index, meta) in [vec![], vec![2, 200], vec![2]].into_iter().enumerate() {
         let outcome = machine.apply(at(index as u64), Command::new(meta, Vec::new()));
-        assert!(matches!(
-            outcome,
-            Err(MetadataError::Malformed(_) | MetadataError::Format(99))
-        ));
+        assert!(matches!(outcome, Err(MetadataError::Malformed(_))));
     }
     let with_payload = Command::new(bootstrap().meta, vec![1]);
     assert!(machine.apply(at(5), with_payload).is_err());
@@ -121,6 +117,20 @@ fn entries_that_are_no_commands_are_refused_and_the_machine_goes_on() {
     assert_eq!(follower.borrow().version, 0);
     machine.apply(at(6), bootstrap()).unwrap();
     assert_eq!(machine.applied(), Some(at(6)));
+}
+
+/// Going on without it, this broker would have other metadata than the rest of the cluster.
+#[test]
+fn an_entry_of_a_newer_version_ends_the_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut machine, _follower) = open(directory.path()).unwrap();
+    let entry = Command::new(vec![99, 1], Vec::new());
+    let ended = catch_unwind(AssertUnwindSafe(|| machine.apply(at(1), entry)));
+    let reason = ended.unwrap_err().downcast::<String>().unwrap();
+    assert!(
+        reason.contains("entry 1 of the metadata cannot be read") && reason.contains("format 99"),
+        "{reason}"
+    );
 }
 
 #[test]

@@ -26,8 +26,25 @@ impl LeaderTable {
 
     /// Takes note of one shard; true when that is news.
     pub(crate) fn note(&mut self, shard: ShardId, term: u64, leader: Option<NodeId>) -> bool {
-        let heard = Entry { term, leader };
+        self.note_unless(shard, Entry { term, leader }, |_| false)
+    }
+
+    /// As [`LeaderTable::note`]; what names a node that is gone for good counts less than anything else. A shard whose only replica has lost its volume begins
+    /// again with the first term.
+    fn note_unless(
+        &mut self,
+        shard: ShardId,
+        heard: Entry,
+        is_gone: impl Fn(NodeId) -> bool,
+    ) -> bool {
+        if heard.leader.is_some_and(&is_gone) {
+            return false;
+        }
         match self.0.get_mut(&shard) {
+            Some(known) if known.leader.is_some_and(&is_gone) => {
+                *known = heard;
+                true
+            }
             // Entries are in the order of their age: the later one counts.
             Some(known) if *known >= heard => false,
             Some(known) => {
@@ -41,11 +58,11 @@ impl LeaderTable {
         }
     }
 
-    /// Takes note of what another broker knows; true when something is news.
-    pub(crate) fn merge(&mut self, other: &Self) -> bool {
+    /// Takes note of what another broker knows, but not of nodes that are gone for good; true when something is news.
+    pub(crate) fn merge(&mut self, other: &Self, is_gone: impl Fn(NodeId) -> bool) -> bool {
         let mut news = false;
         for (shard, entry) in &other.0 {
-            news |= self.note(*shard, entry.term, entry.leader);
+            news |= self.note_unless(*shard, *entry, &is_gone);
         }
         news
     }
@@ -77,7 +94,7 @@ mod tests {
 
     fn merged(first: &LeaderTable, second: &LeaderTable) -> LeaderTable {
         let mut both = first.clone();
-        both.merge(second);
+        both.merge(second, |_| false);
         both
     }
 
@@ -88,8 +105,24 @@ mod tests {
             prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
             prop_assert_eq!(merged(&a, &a), a.clone());
             let mut again = merged(&a, &b);
-            prop_assert!(!again.merge(&b));
+            prop_assert!(!again.merge(&b, |_| false));
         }
+    }
+
+    #[test]
+    fn what_names_a_node_that_is_gone_for_good_is_forgotten() {
+        let shard = ShardId(3);
+        let (old, new) = (NodeId::of(2, 1), NodeId::of(2, 2));
+        let is_gone = |node| node == old;
+        let (mut before, mut after) = (LeaderTable::default(), LeaderTable::default());
+        before.note(shard, 9, Some(old));
+        after.note(shard, 1, Some(new));
+        let mut table = before.clone();
+        assert!(table.merge(&after, is_gone));
+        assert_eq!(table.leader(shard), Some((new, 1)));
+        // Somebody tells of it again.
+        assert!(!table.merge(&before, is_gone));
+        assert_eq!(table.leader(shard), Some((new, 1)));
     }
 
     #[test]

@@ -123,6 +123,10 @@ impl Cluster {
     /// Who leads a shard, as far as it is known here.
     pub(crate) fn leader(&self, shard: ShardId) -> Option<ShardLeader> {
         let (node, term) = self.leaders.lock().leader(shard)?;
+        // What that broker was before it lost its volume leads nothing.
+        if self.image().node_of(node.broker())? != node {
+            return None;
+        }
         let leads = if node == self.me {
             self.led.lock().contains(&shard)
         } else {
@@ -172,7 +176,12 @@ impl Cluster {
 
     /// Takes note of who leads what; true when that is news.
     pub(crate) fn learn(&self, update: &LeaderTable) -> bool {
-        let news = self.leaders.lock().merge(update);
+        let image = self.image();
+        let is_gone = |node: NodeId| {
+            let now = image.node_of(node.broker());
+            now.is_some_and(|now| now != node)
+        };
+        let news = self.leaders.lock().merge(update, is_gone);
         if news {
             self.leaders_changed.send_modify(|count| *count += 1);
         }
