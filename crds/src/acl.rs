@@ -97,17 +97,18 @@ pub struct AclPrincipal {
     validation = (schema::TOPIC_OPERATIONS_RULE, "operations of a Topic are All, Read, Write, Create, Delete, Alter, Describe, DescribeConfigs and AlterConfigs: remove the others"),
     validation = (schema::GROUP_OPERATIONS_RULE, "operations of a Group are All, Read, Delete, Describe, DescribeConfigs and AlterConfigs: remove the others"),
     validation = (schema::CLUSTER_OPERATIONS_RULE, "operations of the Cluster are All, Create, Alter, Describe, ClusterAction, DescribeConfigs, AlterConfigs and IdempotentWrite: remove the others"),
-    validation = (schema::TRANSACTIONAL_ID_OPERATIONS_RULE, "operations of a TransactionalId are All, Write and Describe: remove the others"),
-    validation = (schema::DELEGATION_TOKEN_OPERATIONS_RULE, "operations of a DelegationToken are All and Describe: remove the others"),
-    validation = (schema::USER_OPERATIONS_RULE, "operations of a User are All, CreateTokens and DescribeTokens: remove the others")
+    validation = (schema::TRANSACTIONAL_ID_OPERATIONS_RULE, "operations of a TransactionalId are All, Write and Describe: remove the others")
 )]
 pub struct AclRule {
     /// What the rule is about.
     pub resource: AclResource,
     /// What is allowed or denied. `All` stands for every operation; Read, Write, Delete and Alter include Describe, AlterConfigs
-    /// includes DescribeConfigs.
+    /// includes DescribeConfigs. `CreateTokens` and `DescribeTokens` are refused in this version.
     #[schemars(length(min = 1, max = 12))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = ("!self.exists(o, o == 'CreateTokens' || o == 'DescribeTokens')", "there are no delegation tokens in this version: remove CreateTokens and DescribeTokens")
+    )]
     pub operations: Vec<AclOperation>,
     /// Allow or Deny; Deny always wins.
     #[serde(default)]
@@ -134,8 +135,9 @@ fn any_host() -> Vec<String> {
     validation = ("self.type != 'Cluster' || ((!has(self.name) || self.name == 'kafka-cluster') && self.pattern == 'Literal')", "a Cluster resource has the name kafka-cluster and the pattern Literal: leave both out")
 )]
 pub struct AclResource {
-    /// Type of the resource.
+    /// Type of the resource. `DelegationToken` and `User` are refused in this version.
     #[serde(rename = "type")]
+    #[x_kube(validation = ("self != 'DelegationToken' && self != 'User'", "there are no delegation tokens in this version, and rules about a User are about its tokens: write Topic, Group, Cluster or TransactionalId"))]
     pub type_: AclResourceType,
     /// Its name, a prefix of it with `pattern: Prefixed`, or `*` for all; left out for `Cluster`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -9,9 +9,6 @@ pub(crate) const TOPIC_OPERATIONS_RULE: &str = "self.resource.type != 'Topic' ||
 pub(crate) const GROUP_OPERATIONS_RULE: &str = "self.resource.type != 'Group' || self.operations.all(o, o in ['All', 'Read', 'Delete', 'Describe', 'DescribeConfigs', 'AlterConfigs'])";
 pub(crate) const CLUSTER_OPERATIONS_RULE: &str = "self.resource.type != 'Cluster' || self.operations.all(o, o in ['All', 'Create', 'Alter', 'Describe', 'ClusterAction', 'DescribeConfigs', 'AlterConfigs', 'IdempotentWrite'])";
 pub(crate) const TRANSACTIONAL_ID_OPERATIONS_RULE: &str = "self.resource.type != 'TransactionalId' || self.operations.all(o, o in ['All', 'Write', 'Describe'])";
-pub(crate) const DELEGATION_TOKEN_OPERATIONS_RULE: &str =
-    "self.resource.type != 'DelegationToken' || self.operations.all(o, o in ['All', 'Describe'])";
-pub(crate) const USER_OPERATIONS_RULE: &str = "self.resource.type != 'User' || self.operations.all(o, o in ['All', 'CreateTokens', 'DescribeTokens'])";
 
 /// Keys of labels and annotations that are not the operator's own.
 pub(crate) const OWN_KEYS_RULE: &str =
@@ -34,7 +31,11 @@ pub(crate) fn not_longer(period: &str, than: &str) -> String {
     format!("{} <= {}", seconds(period), seconds(than))
 }
 
-/// A rule that holds when a period has at least so many seconds.
-pub(crate) fn at_least(period: &str, number: u32) -> String {
-    format!("{} >= {number}", seconds(period))
+/// A rule that holds for periods of certificates: 1h to 36500d.
+pub(crate) fn validity(period: &str) -> String {
+    // Within a list, so that the server computes the seconds once.
+    format!(
+        "[{}].all(total, total >= 3600 && total <= 3153600000)",
+        seconds(period)
+    )
 }

@@ -430,9 +430,9 @@ pub struct Certificates {
     /// Issues client certificates of MutualTls users.
     #[serde(default)]
     pub clients_authority: CertificateAuthority,
-    /// How long broker and client certificates are valid, one minute at least; they are renewed after two thirds of it.
+    /// How long broker and client certificates are valid, 1h to 36500d; they are renewed after two thirds of it.
     #[serde(default = "default_leaf_validity")]
-    #[x_kube(validation = Rule::new(schema::at_least("self", 60)).message("certificates need a validity of one minute at least: write a longer leafValidity, such as 90d"))]
+    #[x_kube(validation = Rule::new(schema::validity("self")).message("leafValidity is not possible: write 1h to 36500d, such as 90d"))]
     pub leaf_validity: Period,
 }
 
@@ -460,11 +460,13 @@ pub struct CertificateAuthority {
     #[serde(default)]
     #[x_kube(validation = ("self == 'Generated'", "this certificate source is not available in this version: write source: Generated"))]
     pub source: AuthoritySource,
-    /// How long the authority's certificate is valid.
+    /// How long the authority's certificate is valid, 1h to 36500d.
     #[serde(default = "default_authority_validity")]
+    #[x_kube(validation = Rule::new(schema::validity("self")).message("validity is not possible: write 1h to 36500d, such as 1095d"))]
     pub validity: Period,
-    /// How long before its end the authority is replaced.
+    /// How long before its end the authority is replaced, 1h to 36500d.
     #[serde(default = "default_renew_before")]
+    #[x_kube(validation = Rule::new(schema::validity("self")).message("renewBefore is not possible: write 1h to 36500d, such as 90d"))]
     pub renew_before: Period,
     /// Algorithm of its key and of the keys of what it issues; a change takes effect with the next rotation that replaces the key.
     #[serde(default)]

@@ -20,8 +20,8 @@ fn cluster(size: &str, validity: &str) -> Value {
             "storage": {"size": size},
             "logEncryption": {"keyProvider": {"secret": {"name": "kek"}}},
             "listeners": [{"name": "internal", "port": 9093, "authentication": ["MutualTls"]}],
-            "certificates": {"leafValidity": validity, "clusterAuthority": {"validity": "900000d", "renewBefore": "800000d"},
-                "clientsAuthority": {"validity": "900000d", "renewBefore": "800000d"}},
+            "certificates": {"leafValidity": validity, "clusterAuthority": {"validity": "36500d", "renewBefore": "36000d"},
+                "clientsAuthority": {"validity": "36500d", "renewBefore": "36000d"}},
         },
     })
 }

@@ -96,3 +96,37 @@ fn the_examples_are_accepted() {
     }
     assert!(seen >= 6, "the examples hold {seen} objects of ours");
 }
+
+/// Finds where an element of a list leaves out what the schema has a default for.
+fn left_out(schema: &Value, value: &Value, in_list: bool, at: &str, found: &mut Vec<String>) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{at}.{name}");
+        match value.get(name) {
+            Some(value) => left_out(property, value, in_list, &at, found),
+            None if in_list && !property["default"].is_null() => found.push(at),
+            None => {}
+        }
+    }
+    for element in value.as_array().into_iter().flatten() {
+        left_out(&schema["items"], element, true, at, found);
+    }
+}
+
+/// Tools that keep a cluster like its repository (Argo CD) compare lists as a whole: what the server fills into an element would be a difference for ever.
+#[test]
+fn the_examples_write_out_the_defaults_within_lists() {
+    let definitions = definitions().unwrap();
+    let mut found = Vec::new();
+    for (_, object) in documents_below(&repository().join("examples")) {
+        for definition in &definitions {
+            if definition["spec"]["names"]["kind"] == object["kind"]
+                && object["apiVersion"] == "palisade.dev/v1alpha1"
+            {
+                let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+                let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
+                left_out(schema, &object, false, &name, &mut found);
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}

@@ -286,26 +286,34 @@ fn may(server: &ApiServer, namespace: &str, verb: &str, resource: &str) -> bool 
     }
 }
 
-const NEEDED: [(&str, &str); 16] = [
+const NEEDED: [(&str, &str); 18] = [
     ("list", "secureclusters.palisade.dev"),
     ("patch", "users.palisade.dev"),
     ("patch", "acls.palisade.dev:status"),
-    ("update", "certrotations.palisade.dev:finalizers"),
+    ("update", "users.palisade.dev:finalizers"),
     ("create", "secrets"),
     ("watch", "secrets"),
+    ("update", "secrets"),
     ("create", "configmaps"),
     ("patch", "services"),
     ("create", "serviceaccounts"),
     ("create", "statefulsets.apps"),
     ("delete", "networkpolicies.networking.k8s.io"),
     ("patch", "poddisruptionbudgets.policy"),
+    ("list", "pods"),
     ("patch", "pods"),
     ("delete", "persistentvolumeclaims"),
     ("get", "namespaces"),
     ("create", "events.events.k8s.io"),
 ];
 
-const WITHHELD: [(&str, &str); 9] = [
+const WITHHELD: [(&str, &str); 15] = [
+    ("update", "acls.palisade.dev:finalizers"),
+    ("delete", "secrets"),
+    ("delete", "configmaps"),
+    ("delete", "services"),
+    ("delete", "statefulsets.apps"),
+    ("watch", "pods"),
     ("create", "pods"),
     ("delete", "pods"),
     ("create", "pods:exec"),

@@ -9,6 +9,7 @@
 //! 6. Asking for fewer brokers stops none that has not said that it has nothing left.
 //! 7. A certificate that has expired in its Secret is replaced.
 //! 8. Two operators compete for the lease: one leads, the other takes over.
+//! 9. What belongs to somebody else is neither changed nor taken, and what the API server refuses is in the status.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -593,6 +594,55 @@ async fn a_bad_log_key_is_reported_with_advice() {
         message,
         "key `k1.key` of Secret events-log-kek is not 32 bytes in base64: make one with `openssl rand -base64 32`"
     );
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_belongs_to_somebody_else_is_neither_changed_nor_taken() {
+    let mut bench = Bench::new("foreign", &[]).await;
+    let secret = json!({ "metadata": { "name": "events-clients-ca" }, "stringData": { "ca.crt": "theirs" } });
+    bench.create::<Secret>("foreign", secret).await;
+    let map = json!({ "metadata": { "name": "events-config" }, "data": { "theirs": "yes" } });
+    bench.create::<ConfigMap>("foreign", map).await;
+    bench.cluster().await;
+    let message = bench
+        .reason::<SecureCluster>("foreign", "events", "SecretConflict")
+        .await;
+    let expected = "exists and belongs to something else: delete or rename it, or give the object that needs this name another one";
+    assert_eq!(message, format!("Secret events-clients-ca {expected}"));
+    let secrets: Api<Secret> = bench.api();
+    secrets
+        .delete("events-clients-ca", &DeleteParams::default())
+        .await
+        .unwrap();
+    let message = bench
+        .reason::<SecureCluster>("foreign", "events", "Conflict")
+        .await;
+    assert_eq!(message, format!("ConfigMap events-config {expected}"));
+    let maps: Api<ConfigMap> = bench.api();
+    let map = maps.get("events-config").await.unwrap();
+    assert_eq!(map.data.unwrap()["theirs"], "yes");
+    assert_eq!(map.metadata.owner_references, None);
+    maps.delete("events-config", &DeleteParams::default())
+        .await
+        .unwrap();
+    bench
+        .reason::<SecureCluster>("foreign", "events", "BrokersUnreachable")
+        .await;
+    bench.halt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_server_refuses_is_in_the_status() {
+    let mut bench = Bench::new("refused", &[]).await;
+    let mut object = a_cluster();
+    object["spec"]["brokers"] =
+        json!({ "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "1Gi" } } });
+    bench.create::<SecureCluster>("refused", object).await;
+    let message = bench
+        .reason::<SecureCluster>("refused", "events", "Retrying")
+        .await;
+    assert!(message.contains("memory limit"), "{message}");
     bench.halt().await;
 }
 

@@ -1,9 +1,14 @@
 //! What every reconcile needs.
 
-use kube::{Client, runtime::events::Recorder};
+use std::{fmt::Debug, time::Duration};
+
+use kube::{Client, Resource, runtime::events::Recorder};
 use palisade_crds::{Acl, CertRotation, Quota, SecureCluster, Topic, User};
 
 use crate::{access::AccessCache, kubernetes::Index, metrics::Metrics};
+
+/// How long the first list of a kind may take before the log says that it is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How this operator was started.
 #[derive(Clone, Debug)]
@@ -31,6 +36,35 @@ pub struct Indexes {
     pub topics: Index<Topic>,
     /// Rotations.
     pub rotations: Index<CertRotation>,
+}
+
+impl Indexes {
+    /// Waits until every kind was listed. Before that an object that is missing here may well exist, and nothing may be decided by its absence.
+    pub async fn ready(&self) {
+        tokio::join!(
+            listed(&self.clusters),
+            listed(&self.users),
+            listed(&self.acls),
+            listed(&self.quotas),
+            listed(&self.topics),
+            listed(&self.rotations),
+        );
+    }
+}
+
+/// Waits for the first list of a kind, and says so when that takes long.
+async fn listed<K>(index: &Index<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + 'static,
+{
+    let mut ready = std::pin::pin!(index.ready());
+    if tokio::time::timeout(PATIENCE, &mut ready).await.is_err() {
+        tracing::warn!(
+            kind = %K::kind(&()),
+            "nothing is reconciled until all objects of this kind were listed: see that its definition is installed, and that the operator may list it in every namespace that it watches"
+        );
+        ready.await;
+    }
 }
 
 /// What every reconcile needs.

@@ -2,7 +2,10 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use futures::{FutureExt, StreamExt, future::BoxFuture};
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Secret, Service, ServiceAccount},
@@ -14,17 +17,18 @@ use kube::{
     runtime::{
         Controller,
         controller::{Action, Config},
+        events::EventType,
         finalizer::{self, finalizer},
         reflector::{ObjectRef, Store},
         watcher,
     },
 };
-use palisade_crds::{Acl, CertRotation, ClusterRef, Quota, SecureCluster, Topic, User};
+use palisade_crds::{Acl, CertRotation, ClusterRef, Quota, Reason, SecureCluster, Topic, User};
 
 use crate::{
     Context, Error, acl, cert_rotation, cluster,
     context::Indexes,
-    kubernetes::{FIELD_MANAGER, FINALIZER, Index, StatusObject, names},
+    kubernetes::{FIELD_MANAGER, FINALIZER, Index, StatusObject, names, publish},
     members::{self, Member},
     quota, topic, user,
 };
@@ -96,10 +100,17 @@ impl Controllers {
         stop: impl Future<Output = ()> + Send + Sync + Clone + 'static,
     ) {
         let mut running: Vec<BoxFuture<'static, ()>> = Vec::new();
+        let seen = {
+            let context = Arc::clone(&context);
+            async move { context.indexes.ready().await }
+                .boxed()
+                .shared()
+        };
         for controller in self.clusters {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| cluster::reconcile(object, context).boxed(),
                 |object, context| cluster::cleanup(object, context).boxed(),
@@ -109,6 +120,7 @@ impl Controllers {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| user::reconcile(object, context).boxed(),
                 |object, context| revoke(object, context, user::cleanup(object, context).boxed()),
@@ -118,6 +130,7 @@ impl Controllers {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| acl::reconcile(object, context).boxed(),
                 |object, context| revoke(object, context, acl::cleanup(object, context).boxed()),
@@ -127,6 +140,7 @@ impl Controllers {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| quota::reconcile(object, context).boxed(),
                 |object, context| revoke(object, context, quota::cleanup(object, context).boxed()),
@@ -136,6 +150,7 @@ impl Controllers {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| topic::reconcile(object, context).boxed(),
                 |object, context| revoke(object, context, topic::cleanup(object, context).boxed()),
@@ -146,6 +161,7 @@ impl Controllers {
             running.push(drive(
                 controller,
                 &context,
+                &seen,
                 stop.clone(),
                 |object, context| cert_rotation::reconcile(object, context).boxed(),
                 |_, _| futures::future::ok(()).boxed(),
@@ -204,27 +220,13 @@ fn clusters(client: &Client, scope: &Scope) -> Vec<Controller<SecureCluster>> {
                 let reference = ObjectRef::<SecureCluster>::new(&name).within(&namespace);
                 let rotating = users
                     .get(&reference)
-                    .is_some_and(|cluster| is_rotating(&cluster));
+                    .is_some_and(|cluster| cluster::is_rotating(&cluster));
                 rotating.then_some(reference)
             });
         }
         controllers.push(controller);
     }
     controllers
-}
-
-/// Whether a cluster trusts more than one authority of a kind, which is when users' reports matter to it.
-fn is_rotating(cluster: &SecureCluster) -> bool {
-    cluster
-        .status
-        .as_ref()
-        .and_then(|status| status.authorities.as_ref())
-        .is_some_and(|authorities| {
-            [&authorities.cluster, &authorities.clients]
-                .into_iter()
-                .flatten()
-                .any(|authority| authority.trusted.len() > 1)
-        })
 }
 
 fn owns<Child>(
@@ -287,13 +289,16 @@ fn of_cluster<K: Member>(store: &Store<K>, cluster: &SecureCluster) -> Vec<Objec
         .collect()
 }
 
+/// Completes when every kind was listed.
+type Seen = Shared<BoxFuture<'static, ()>>;
 type Step<K, T> = for<'a> fn(&'a K, &'a Context) -> BoxFuture<'a, Result<T, Error>>;
 
 /// Runs one controller.
 fn drive<K>(
     controller: Controller<K>,
     context: &Arc<Context>,
-    stop: impl Future<Output = ()> + Send + Sync + 'static,
+    seen: &Seen,
+    stop: impl Future<Output = ()> + Send + Sync + Clone + 'static,
     reconcile: Step<K, Action>,
     cleanup: Step<K, ()>,
 ) -> BoxFuture<'static, ()>
@@ -301,38 +306,16 @@ where
     K: StatusObject + Unpin,
 {
     let kind = K::kind(&());
-    let run = move |object: Arc<K>, context: Arc<Context>| async move {
-        context.metrics.reconciled(&K::kind(&()));
-        let api: Api<K> = Api::namespaced(
-            context.client.clone(),
-            &object.namespace().unwrap_or_default(),
-        );
-        let outcome = finalizer(&api, FINALIZER, object, |event| {
-            let context = Arc::clone(&context);
-            async move {
-                match event {
-                    finalizer::Event::Apply(object) => reconcile(&object, &context).await,
-                    finalizer::Event::Cleanup(object) => cleanup(&object, &context)
-                        .await
-                        .map(|()| Action::await_change()),
-                }
+    let (seen, stopped) = (seen.clone(), stop.clone());
+    let run = move |object: Arc<K>, context: Arc<Context>| {
+        let (seen, stopped) = (seen.clone(), stopped.clone());
+        async move {
+            // The lists of the other kinds come in beside this: no reconcile keeps a watch waiting.
+            tokio::select! {
+                () = seen => one(object, context, reconcile, cleanup).await,
+                () = stopped => Ok(Action::await_change()),
             }
-        })
-        .await;
-        match outcome {
-            Ok(action) => return Ok(action),
-            // The watch had not seen the object's latest version yet.
-            Err(
-                finalizer::Error::AddFinalizer(error) | finalizer::Error::RemoveFinalizer(error),
-            ) if is_stale(&error) => {
-                return Ok(Action::requeue(Duration::from_millis(200)));
-            }
-            Err(error) => Err(error),
         }
-        .map_err(|error| match error {
-            finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error) => error,
-            other => Error::Finalizer(other.to_string()),
-        })
     };
     let failed = |object: Arc<K>, error: &Error, context: Arc<Context>| {
         context.metrics.failed(&K::kind(&()));
@@ -349,6 +332,59 @@ where
             futures::future::ready(())
         })
         .boxed()
+}
+
+/// Reconciles one object, or cleans up after it, in the order that its finalizer sets.
+async fn one<K>(
+    object: Arc<K>,
+    context: Arc<Context>,
+    reconcile: Step<K, Action>,
+    cleanup: Step<K, ()>,
+) -> Result<Action, Error>
+where
+    K: StatusObject,
+{
+    context.metrics.reconciled(&K::kind(&()));
+    let api: Api<K> = Api::namespaced(
+        context.client.clone(),
+        &object.namespace().unwrap_or_default(),
+    );
+    let outcome = finalizer(&api, FINALIZER, Arc::clone(&object), |event| {
+        let context = Arc::clone(&context);
+        async move {
+            match event {
+                finalizer::Event::Apply(object) => reconcile(&object, &context).await,
+                finalizer::Event::Cleanup(object) => cleanup(&object, &context)
+                    .await
+                    .map(|()| Action::await_change()),
+            }
+        }
+    })
+    .await;
+    match outcome {
+        Ok(action) => Ok(action),
+        // The watch had not seen the object's latest version yet.
+        Err(finalizer::Error::AddFinalizer(error) | finalizer::Error::RemoveFinalizer(error))
+            if is_stale(&error) =>
+        {
+            Ok(Action::requeue(Duration::from_millis(200)))
+        }
+        Err(finalizer::Error::ApplyFailed(error)) => Err(error),
+        Err(finalizer::Error::CleanupFailed(error)) => {
+            // What is being deleted shows no condition that anybody would still read.
+            let note = format!("it cannot be deleted yet: {error}");
+            publish(
+                &context,
+                object.as_ref(),
+                EventType::Warning,
+                Reason::Retrying,
+                note,
+            )
+            .await;
+            Err(error)
+        }
+        Err(other) => Err(Error::Finalizer(other.to_string())),
+    }
 }
 
 /// Whether a patch of a finalizer failed because the object was changed, or went away, in the meantime.

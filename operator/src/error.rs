@@ -9,6 +9,16 @@ pub enum Error {
     /// The API server refused or did not answer.
     #[error("the API server: {0}")]
     Kube(#[from] Box<kube::Error>),
+    /// An object of that name stands already and is not the operator's to change.
+    #[error(
+        "{kind} {name} exists and belongs to something else: delete or rename it, or give the object that needs this name another one"
+    )]
+    NotOurs {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// An object could not be written as JSON.
     #[error("cannot encode an object: {0}")]
     Encode(#[source] serde_json::Error),
@@ -27,6 +37,14 @@ pub enum Error {
     /// `broker.toml` could not be written.
     #[error("{0}")]
     Configuration(String),
+}
+
+impl Error {
+    /// Whether the API server refuses what it was asked for, so that the same request fails again.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Kube(error) if matches!(&**error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422)))
+    }
 }
 
 impl From<kube::Error> for Error {

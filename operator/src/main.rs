@@ -141,9 +141,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     });
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = stopped.map(|_| ()).shared();
-    let running = tokio::spawn(controllers.run(context, stopped));
+    let mut running = tokio::spawn(controllers.run(context, stopped));
     tokio::select! {
         () = interrupted => {}
+        // Whoever leads and does nothing keeps others from doing it.
+        ended = &mut running => {
+            ended.context("a controller broke down")?;
+            anyhow::bail!("the controllers ended although nobody stopped them");
+        }
         // Another operator acts from now on: nothing may be finished.
         () = leadership.lost() => anyhow::bail!("the lease was lost"),
     }

@@ -1,6 +1,9 @@
 //! What the operator counts about itself, in the Prometheus text format.
 
-use std::sync::atomic::AtomicI64;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError, atomic::AtomicI64},
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -29,6 +32,8 @@ pub struct Metrics {
     broker_writes: Family<Kind, Counter>,
     drift: Family<Kind, Counter>,
     expiry: Family<Certificate, Gauge<i64, AtomicI64>>,
+    /// The labels in `expiry`, by namespace and name of the cluster.
+    certificates: Mutex<BTreeMap<(String, String), Vec<Certificate>>>,
     leading: Gauge<i64, AtomicI64>,
 }
 
@@ -85,6 +90,7 @@ impl Default for Metrics {
             broker_writes,
             drift,
             expiry,
+            certificates: Mutex::default(),
             leading,
         }
     }
@@ -136,20 +142,34 @@ impl Metrics {
             .inc();
     }
 
-    /// Records the end of a certificate's validity, in seconds of Unix time.
-    pub fn certificate_expiry(
-        &self,
-        namespace: &str,
-        cluster: &str,
-        certificate: &str,
-        seconds: i64,
-    ) {
-        let label = Certificate {
-            namespace: namespace.to_owned(),
-            cluster: cluster.to_owned(),
-            certificate: certificate.to_owned(),
+    /// Records the end of validity, in seconds of Unix time, of all of a cluster's certificates by name; what it had before and is not among them is forgotten.
+    pub fn certificate_expiries(&self, namespace: &str, cluster: &str, ends: &[(&str, i64)]) {
+        let labels: Vec<Certificate> = ends
+            .iter()
+            .map(|(certificate, _)| Certificate {
+                namespace: namespace.to_owned(),
+                cluster: cluster.to_owned(),
+                certificate: (*certificate).to_owned(),
+            })
+            .collect();
+        for (label, (_, seconds)) in labels.iter().zip(ends) {
+            self.expiry.get_or_create(label).set(*seconds);
+        }
+        let place = (namespace.to_owned(), cluster.to_owned());
+        let mut held = self
+            .certificates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let former = if labels.is_empty() {
+            held.remove(&place)
+        } else {
+            held.insert(place, labels.clone())
         };
-        self.expiry.get_or_create(&label).set(seconds);
+        for label in former.unwrap_or_default() {
+            if !labels.contains(&label) {
+                self.expiry.remove(&label);
+            }
+        }
     }
 
     /// Says whether this process holds the lease.
@@ -180,6 +200,20 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_that_are_gone_are_not_counted_down() {
+        let metrics = Metrics::default();
+        let shown = || metrics.render().matches("certificate=").count();
+        metrics.certificate_expiries("messaging", "events", &[("events-0", 1), ("events-1", 2)]);
+        metrics.certificate_expiries("messaging", "other", &[("other-0", 1)]);
+        assert_eq!(shown(), 3);
+        metrics.certificate_expiries("messaging", "events", &[("events-0", 3)]);
+        assert_eq!(shown(), 2);
+        assert!(!metrics.render().contains("events-1"));
+        metrics.certificate_expiries("messaging", "events", &[]);
+        assert_eq!(shown(), 1);
+    }
 
     #[test]
     fn what_is_counted_is_rendered() {

@@ -27,44 +27,45 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/*
 What the operator may do in a namespace that it serves: no wildcard, no role or binding, no exec, no node.
-Each verb has a use: watches need get, list and watch; server-side apply needs patch, and create for a new object.
+Each verb has a use: a watch needs list and watch, server-side apply get and patch, and create for a new object. What it makes is deleted by Kubernetes with its
+owner; it deletes only the policy of a listener that is gone, and claims.
 */}}
 {{- define "palisade.rules" -}}
-# Its own kinds: it reads them, keeps a finalizer on them and writes their status.
+# Its own kinds: it watches them, keeps a finalizer on them and writes their status.
 - apiGroups: [palisade.dev]
   resources: [secureclusters, users, acls, quotas, topics, certrotations]
-  verbs: [get, list, watch, patch]
+  verbs: [list, watch, patch]
 - apiGroups: [palisade.dev]
   resources: [secureclusters/status, users/status, acls/status, quotas/status, topics/status, certrotations/status]
   verbs: [patch]
 # Lets the objects that it makes for a resource be owned by the resource.
 - apiGroups: [palisade.dev]
-  resources: [secureclusters/finalizers, users/finalizers, acls/finalizers, quotas/finalizers, topics/finalizers, certrotations/finalizers]
+  resources: [secureclusters/finalizers, users/finalizers]
   verbs: [update]
-# Authorities, broker certificates, the log's key, and what workloads mount.
+# Authorities (replaced at a known version, hence update), broker certificates, the log's key, and what workloads mount.
 - apiGroups: [""]
   resources: [secrets]
-  verbs: [get, list, watch, create, patch, update, delete]
+  verbs: [get, list, watch, create, patch, update]
 - apiGroups: [""]
   resources: [configmaps, services, serviceaccounts]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [apps]
   resources: [statefulsets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch]
 # Broker pods: an annotation makes the kubelet refresh what they mount at once.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [list, patch]
 # Claims grow with spec.storage.size and are deleted when the reclaim policy says so.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [list, patch, delete]
 # Whether a namespace is being deleted.
 - apiGroups: [""]
   resources: [namespaces]

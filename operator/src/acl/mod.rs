@@ -11,7 +11,7 @@ use kube::{
     ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
-use palisade_crds::{Acl, ConditionType, Reason, conditions};
+use palisade_crds::{Acl, AclStatus, ConditionType, Reason, conditions};
 
 pub use plan::{Change, bindings, is_revocation, plan, revocation};
 
@@ -45,10 +45,9 @@ pub async fn reconcile(object: &Acl, context: &Context) -> Result<Action, Error>
         return Ok(Action::await_change());
     }
     status.observed_generation = generation;
-    let action = match sync(object, context).await {
-        Ok((principal, held)) => {
+    let action = match sync(object, context, &mut status).await {
+        Ok(held) => {
             status.bindings = i32::try_from(held).ok();
-            status.principal = Some(principal);
             status.conditions = members::outcome(
                 former,
                 generation,
@@ -56,7 +55,10 @@ pub async fn reconcile(object: &Acl, context: &Context) -> Result<Action, Error>
             );
             Action::requeue(members::SETTLED)
         }
-        Err(Stop::Blocked(blocked)) => {
+        Err(Stop::Blocked(mut blocked)) => {
+            if members::expel(object, &mut blocked, cleanup(object, context)).await {
+                (status.principal, status.bindings) = (None, None);
+            }
             status.conditions = members::outcome(former, generation, Err(&blocked));
             Action::requeue(members::WAITING)
         }
@@ -66,7 +68,8 @@ pub async fn reconcile(object: &Acl, context: &Context) -> Result<Action, Error>
     Ok(action)
 }
 
-async fn sync(object: &Acl, context: &Context) -> Result<(String, usize), Stop> {
+/// Returns how many bindings the brokers hold on behalf of the object.
+async fn sync(object: &Acl, context: &Context, status: &mut AclStatus) -> Result<usize, Stop> {
     let (_, access) = members::bind(context, object).await?;
     let principal = principal(object, context)?;
     // The rules may have been another principal's until now.
@@ -83,6 +86,10 @@ async fn sync(object: &Acl, context: &Context) -> Result<(String, usize), Stop> 
         )
         .await?;
     }
+    members::announce(context, object, status, |status| {
+        status.principal = Some(principal.clone());
+    })
+    .await?;
     let wanted = union(object, context, &principal, true);
     let settled = peers(&cluster_of(object), context, &principal)
         .iter()
@@ -100,10 +107,7 @@ async fn sync(object: &Acl, context: &Context) -> Result<(String, usize), Stop> 
         )
         .await;
     }
-    Ok((
-        principal.clone(),
-        bindings(&principal, &object.spec.rules).len(),
-    ))
+    Ok(bindings(&principal, &object.spec.rules).len())
 }
 
 /// Brings what brokers hold for a principal to `wanted`, and returns what was changed.

@@ -36,11 +36,16 @@ use palisade_crds::{Reason, SecureCluster, guard};
 use time::OffsetDateTime;
 
 pub use config::{CLIENTS_TRUST, CLUSTER_TRUST};
+pub use rotation::is_rotating;
 pub use validate::{ClientListener, Cluster, bootstrap_servers, validate};
+
+#[cfg(test)]
+pub(crate) use validate::tests::fixture;
 
 use crate::{
     Context, Error,
     kubernetes::{FIELD_MANAGER, apply, digest, is_paused, refresh_mounts, write_status},
+    members::Blocked,
 };
 use observe::{BrokerView, Observed};
 
@@ -59,6 +64,23 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// What is worth another try.
 pub async fn reconcile(object: &SecureCluster, context: &Context) -> Result<Action, Error> {
     let now = Timestamp::now();
+    let error = match attempt(object, context, now).await {
+        Err(error) => error,
+        outcome => return outcome,
+    };
+    let Some(blocked) = Blocked::by(&error) else {
+        return Err(error);
+    };
+    let status = report::blocked(object, blocked.reason, &blocked.message, now);
+    write_status(context, object, &status).await?;
+    Err(error)
+}
+
+async fn attempt(
+    object: &SecureCluster,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
     if is_paused(object) {
         let status = report::blocked(
             object,
@@ -129,6 +151,7 @@ pub async fn reconcile(object: &SecureCluster, context: &Context) -> Result<Acti
 pub async fn cleanup(object: &SecureCluster, context: &Context) -> Result<(), Error> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     context.access.forget(&namespace, &name);
+    context.metrics.certificate_expiries(&namespace, &name, &[]);
     if object.spec.storage.reclaim_policy == palisade_crds::ReclaimPolicy::Delete {
         volumes::delete(context, &namespace, &name).await?;
     }
@@ -207,6 +230,7 @@ impl Reconcile<'_> {
         let scaling = self.scale(&mut brokers, admin).await?;
         let rotation = rotation::advance(
             self.context,
+            self.object,
             &self.cluster,
             &self.observed,
             &mut authorities,
@@ -341,14 +365,16 @@ impl Reconcile<'_> {
             ),
         ];
         let leaves = leaves.iter().map(|leaf| (leaf.pod.as_str(), &leaf.info));
-        for (certificate, info) in ends.into_iter().chain(leaves) {
-            self.context.metrics.certificate_expiry(
-                &self.cluster.namespace,
-                &self.cluster.name,
-                certificate,
-                info.not_after.unix_timestamp(),
-            );
-        }
+        let ends: Vec<_> = ends
+            .into_iter()
+            .chain(leaves)
+            .map(|(certificate, info)| (certificate, info.not_after.unix_timestamp()))
+            .collect();
+        self.context.metrics.certificate_expiries(
+            &self.cluster.namespace,
+            &self.cluster.name,
+            &ends,
+        );
     }
 
     /// What every broker reports. Where there is no pod there is nobody to ask.
@@ -415,7 +441,11 @@ impl Reconcile<'_> {
         let api: Api<NetworkPolicy> =
             Api::namespaced(self.context.client.clone(), &self.cluster.namespace);
         for standing in api.list(&observe::of_cluster(&self.cluster.name)).await? {
-            if !names.contains(&standing.name_any()) {
+            let ours = standing
+                .owner_references()
+                .iter()
+                .any(|owner| Some(&owner.uid) == self.object.uid().as_ref());
+            if ours && !names.contains(&standing.name_any()) {
                 self.context.metrics.api_write("NetworkPolicy");
                 api.delete(&standing.name_any(), &DeleteParams::default())
                     .await?;

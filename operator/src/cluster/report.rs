@@ -165,7 +165,10 @@ pub fn blocked(
 ) -> SecureClusterStatus {
     let generation = object.metadata.generation;
     let mut status = object.status.clone().unwrap_or_default();
-    status.observed_generation = generation;
+    // Nobody has looked at the spec of a cluster that is paused.
+    if reason != Reason::Paused {
+        status.observed_generation = generation;
+    }
     let mut set = |condition, holds: bool, reason, message: &str| {
         conditions::set(
             &mut status.conditions,
@@ -445,7 +448,9 @@ mod tests {
     fn a_paused_cluster_keeps_what_was_observed() {
         let mut object = fixture();
         object.status = Some(report(&object, |_| {}));
+        object.metadata.generation = Some(4);
         let status = blocked(&object, Reason::Paused, "paused", Timestamp::UNIX_EPOCH);
+        assert_eq!(status.observed_generation, Some(3));
         assert_eq!(condition(&status, ConditionType::Ready).0, "True");
         assert_eq!(
             condition(&status, ConditionType::ReconciliationPaused).0,

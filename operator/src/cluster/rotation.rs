@@ -15,7 +15,8 @@ use crate::{
         AuthorityPolicy, AuthorityRecord, BrokerReport, ClientReport, Evidence, Step,
         clients_evidence, cluster_evidence, next_step,
     },
-    kubernetes::{FIELD_MANAGER, names},
+    kubernetes::{FIELD_MANAGER, Index, is_ours, names},
+    members,
     pki::{CertificateInfo, CommonName, PkiError},
 };
 
@@ -74,6 +75,21 @@ pub(super) async fn load(
     })
 }
 
+/// Whether a cluster trusts more than one authority of a kind, which is when users' reports matter to it.
+#[must_use]
+pub fn is_rotating(cluster: &SecureCluster) -> bool {
+    cluster
+        .status
+        .as_ref()
+        .and_then(|status| status.authorities.as_ref())
+        .is_some_and(|authorities| {
+            [&authorities.cluster, &authorities.clients]
+                .into_iter()
+                .flatten()
+                .any(|authority| authority.trusted.len() > 1)
+        })
+}
+
 fn authority_names(cluster: &Cluster) -> Result<(CommonName, CommonName), PkiError> {
     let bad = |error: crate::pki::NameError| PkiError::Read {
         what: "the cluster's name",
@@ -94,15 +110,21 @@ async fn ensure(
     policy: &AuthorityPolicy,
     now: OffsetDateTime,
 ) -> Result<Held, Error> {
+    let mut desired = objects::secrets::authority(object, secret_name);
     if let Some(secret) = held {
+        if !is_ours(secret, &desired) {
+            return Err(Error::NotOurs {
+                kind: "Secret".to_owned(),
+                name: secret.name_any(),
+            });
+        }
         return Ok(Held {
             record: AuthorityRecord::read(secret)?,
             secret: secret.clone(),
         });
     }
     let record = AuthorityRecord::generate(name, policy, now)?;
-    let mut secret = objects::secrets::authority(object, secret_name);
-    record.write(&mut secret);
+    record.write(&mut desired);
     let api: Api<Secret> = Api::namespaced(
         context.client.clone(),
         &object.namespace().unwrap_or_default(),
@@ -115,7 +137,7 @@ async fn ensure(
                 field_manager: Some(FIELD_MANAGER.to_owned()),
                 ..PostParams::default()
             },
-            &secret,
+            &desired,
         )
         .await?;
     Ok(Held { record, secret })
@@ -124,6 +146,7 @@ async fn ensure(
 /// Takes each authority one step further where the evidence allows, and returns what is waited for.
 pub(super) async fn advance(
     context: &Context,
+    object: &SecureCluster,
     cluster: &Cluster,
     observed: &Observed,
     authorities: &mut Authorities,
@@ -146,7 +169,7 @@ pub(super) async fn advance(
                 .is_some_and(|leaf| leaf.is_issued_by(authorities.cluster.record.current().info())),
         })
         .collect();
-    let users = issued_users(context, cluster);
+    let users = issued_users(&context.indexes.users, object);
     let full_names: Vec<String> = users
         .iter()
         .map(|user| super::report::full_name(user.as_ref()))
@@ -294,22 +317,14 @@ fn leaf(observed: &Observed, pod: &str) -> Option<CertificateInfo> {
     CertificateInfo::from_pem(std::str::from_utf8(&bytes.0).ok()?).ok()
 }
 
-/// Users whose Secret was written and who are not going away.
-fn issued_users(context: &Context, cluster: &Cluster) -> Vec<std::sync::Arc<User>> {
-    let mut users: Vec<_> = context
-        .indexes
-        .users
+/// Users of the cluster whose Secret was written and who are not going away. Those that the cluster does not admit are not asked, for nobody keeps their Secrets
+/// up to date.
+fn issued_users(users: &Index<User>, cluster: &SecureCluster) -> Vec<std::sync::Arc<User>> {
+    let mut users: Vec<_> = users
         .all()
         .into_iter()
         .filter(|user| {
-            let reference = &user.spec.cluster_ref;
-            let namespace = reference
-                .namespace
-                .clone()
-                .or_else(|| user.namespace())
-                .unwrap_or_default();
-            reference.name == cluster.name
-                && namespace == cluster.namespace
+            members::refers_to(user.as_ref(), &user.spec.cluster_ref, cluster)
                 && user.metadata.deletion_timestamp.is_none()
                 && !crate::kubernetes::is_paused(user.as_ref())
                 && user
@@ -356,7 +371,39 @@ async fn certificate_is_current(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kube::runtime::{reflector, watcher};
+    use serde_json::json;
+
     use super::*;
+    use crate::cluster::validate::tests::fixture;
+
+    #[test]
+    fn a_rotation_waits_only_for_users_that_the_cluster_admits_and_that_have_a_secret() {
+        let (store, mut writer) = reflector::store::<User>();
+        for (namespace, secret) in [
+            ("messaging", Some("alice")),
+            ("shop", Some("alice")),
+            ("other", Some("alice")),
+            ("shop-two", None),
+        ] {
+            let user = json!({
+                "apiVersion": "palisade.dev/v1alpha1", "kind": "User",
+                "metadata": { "name": "alice", "namespace": namespace },
+                "spec": { "clusterRef": { "name": "events", "namespace": "messaging" }, "authentication": { "type": "ScramSha512" } },
+                "status": { "secretName": secret }
+            });
+            let user = serde_json::from_value(user).unwrap();
+            writer.apply_watcher_event(&watcher::Event::Apply(user));
+        }
+        let mut cluster = fixture();
+        cluster.spec.allowed_namespaces.push("shop-two".to_owned());
+        let namespaces: Vec<_> = issued_users(&Index::new(vec![store]), &cluster)
+            .iter()
+            .filter_map(|user| user.namespace())
+            .collect();
+        assert_eq!(namespaces, ["messaging", "shop"]);
+    }
 
     #[test]
     fn long_waits_are_shortened() {

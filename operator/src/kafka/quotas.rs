@@ -41,6 +41,15 @@ pub struct QuotaEntity {
 }
 
 impl QuotaEntity {
+    /// The user that it names.
+    #[must_use]
+    pub fn user_name(&self) -> Option<String> {
+        match &self.user {
+            Some(EntityName::Named(name)) => Some(name.clone()),
+            _ => None,
+        }
+    }
+
     fn parts(&self) -> impl Iterator<Item = (&'static str, &EntityName)> {
         [
             ("user", &self.user),

@@ -11,7 +11,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::FIELD_MANAGER;
+use super::{FIELD_MANAGER, names};
 use crate::{Error, metrics::Metrics};
 
 /// Annotation with the digest of what was applied last. It tells a field that was withdrawn from one that another manager added.
@@ -44,7 +44,7 @@ impl<K> Applied<K> {
 /// Brings the object to the API server unless it holds it already: the digest of the last apply is the same, and every field applied has its value.
 ///
 /// # Errors
-/// What the API server answers.
+/// What the API server answers, and [`Error::NotOurs`] when an object of that name belongs to something else.
 pub async fn apply<K>(api: &Api<K>, desired: &K, metrics: &Metrics) -> Result<Applied<K>, Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -57,6 +57,12 @@ where
     let mut wanted = to_value(desired)?;
     let digest = digest(&wanted);
     if let Some(live) = api.get_opt(&name).await? {
+        if !is_ours(&live, desired) {
+            return Err(Error::NotOurs {
+                kind: K::kind(&()).into_owned(),
+                name,
+            });
+        }
         let held = live
             .annotations()
             .get(APPLIED)
@@ -85,6 +91,24 @@ where
         )
         .await?;
     Ok(Applied::Written(written))
+}
+
+/// Whether an object that stands may be made into the one desired: they have an owner in common, or it has no controller and carries the labels that the operator
+/// gives to what it makes (restored from a backup, say). Anything else would be overwritten, and die with the owner.
+#[must_use]
+pub fn is_ours(live: &impl ResourceExt, desired: &impl ResourceExt) -> bool {
+    let owners = live.owner_references();
+    let common = desired
+        .owner_references()
+        .iter()
+        .any(|owner| owners.iter().any(|held| held.uid == owner.uid));
+    let labelled = [names::MANAGED_BY_LABEL, names::CLUSTER_LABEL]
+        .iter()
+        .all(|label| {
+            let held = live.labels().get(*label);
+            held.is_some() && held == desired.labels().get(*label)
+        });
+    common || labelled && !owners.iter().any(|owner| owner.controller == Some(true))
 }
 
 fn to_value(object: &impl Serialize) -> Result<Value, Error> {
@@ -216,6 +240,8 @@ pub(crate) fn is_less_than(held: &Quantity, bytes: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use k8s_openapi::api::core::v1::ConfigMap;
     use serde_json::json;
 
     use super::*;
@@ -250,6 +276,35 @@ mod tests {
             ),
         ] {
             assert_eq!(covers(&live, &wanted), expected, "{live}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_something_else_is_told_from_what_the_operator_made() {
+        let map = |owner: Option<&str>, cluster: Option<&str>| -> ConfigMap {
+            let owners: Vec<Value> = owner
+                .map(|uid| json!({ "apiVersion": "v1", "kind": "K", "name": "n", "uid": uid, "controller": true }))
+                .into_iter()
+                .collect();
+            let labels = cluster.map(|name| {
+                json!({ names::MANAGED_BY_LABEL: FIELD_MANAGER, names::CLUSTER_LABEL: name })
+            });
+            serde_json::from_value(
+                json!({ "metadata": { "name": "m", "ownerReferences": owners, "labels": labels } }),
+            )
+            .unwrap()
+        };
+        let desired = map(Some("ours"), Some("events"));
+        for (owner, cluster, expected) in [
+            (Some("ours"), Some("events"), true),
+            (Some("ours"), None, true),
+            (None, Some("events"), true),
+            (None, Some("other"), false),
+            (None, None, false),
+            (Some("theirs"), Some("events"), false),
+        ] {
+            let live = map(owner, cluster);
+            assert_eq!(is_ours(&live, &desired), expected, "{owner:?} {cluster:?}");
         }
     }
 

@@ -47,3 +47,24 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use kube::runtime::{reflector, watcher};
+    use palisade_crds::Topic;
+
+    use super::*;
+
+    #[test]
+    fn a_view_is_ready_when_every_namespace_was_listed() {
+        let (first, mut lists_first) = reflector::store::<Topic>();
+        let (second, mut lists_second) = reflector::store::<Topic>();
+        let index = Index::new(vec![first, second]);
+        assert!(index.ready().now_or_never().is_none());
+        lists_first.apply_watcher_event(&watcher::Event::InitDone);
+        assert!(index.ready().now_or_never().is_none());
+        lists_second.apply_watcher_event(&watcher::Event::InitDone);
+        assert!(index.ready().now_or_never().is_some());
+    }
+}

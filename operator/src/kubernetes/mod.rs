@@ -8,7 +8,7 @@ pub mod names;
 mod report;
 
 pub(crate) use apply::is_less_than;
-pub use apply::{Applied, apply, covers, digest};
+pub use apply::{Applied, apply, covers, digest, is_ours};
 pub use index::Index;
 pub use lease::{Leadership, LeaseLock};
 pub use mounts::{refresh_mounts, refresh_secret};

@@ -1,6 +1,8 @@
 //! What User, Acl, Quota, Topic and CertRotation have in common: they belong to a cluster, wait for it, and are revoked before they disappear.
 
-use std::{sync::Arc, time::Duration};
+mod claims;
+
+use std::{future::Future, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::Namespace, apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp,
@@ -8,12 +10,15 @@ use k8s_openapi::{
 use kube::{Api, ResourceExt, runtime::events::EventType};
 use palisade_crds::{ClusterRef, ConditionType, Reason, SecureCluster, conditions, guard};
 
+pub use claims::{claim, has_successor};
+
 use crate::{
     Context, Error,
     access::ClusterAccess,
     kafka::KafkaError,
-    kubernetes::{Index, StatusObject, publish},
+    kubernetes::{Index, StatusObject, publish, write_status},
 };
+use claims::deletion;
 
 /// How soon an object that waits is looked at again, and one in which nothing is amiss (drift on brokers sends no event).
 pub const WAITING: Duration = Duration::from_secs(5);
@@ -39,6 +44,18 @@ impl Blocked {
             message: message.into(),
         }
     }
+
+    /// Of an error that trying again does not mend: whoever can mend it has to see it in a status.
+    #[must_use]
+    pub fn by(error: &Error) -> Option<Self> {
+        let reason = match error {
+            Error::NotOurs { kind, .. } if kind == "Secret" => Reason::SecretConflict,
+            Error::NotOurs { .. } => Reason::Conflict,
+            error if error.is_refusal() => Reason::Retrying,
+            _ => return None,
+        };
+        Some(Self::new(reason, error.to_string()))
+    }
 }
 
 /// What stops a reconcile: a condition, or an error to try again.
@@ -58,13 +75,16 @@ impl From<Blocked> for Stop {
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        match Blocked::by(&error) {
+            Some(blocked) => Self::Blocked(blocked),
+            None => Self::Failed(error),
+        }
     }
 }
 
 impl From<kube::Error> for Stop {
     fn from(error: kube::Error) -> Self {
-        Self::Failed(error.into())
+        Error::from(error).into()
     }
 }
 
@@ -88,24 +108,32 @@ impl From<KafkaError> for Stop {
 pub trait Member: StatusObject {
     /// The cluster it names.
     fn cluster_ref(&self) -> &ClusterRef;
+
+    /// Whether, by its status, the brokers hold something of it that has to be withdrawn before another object takes its place. Topics and rotations leave nothing
+    /// of that kind: data is deleted only on behalf of an object that the cluster admits.
+    fn in_effect(&self) -> bool;
 }
 
 macro_rules! member {
-    ($($kind:ty),* $(,)?) => {
+    ($($kind:ty: $in_effect:expr),* $(,)?) => {
         $(impl Member for $kind {
             fn cluster_ref(&self) -> &ClusterRef {
                 &self.spec.cluster_ref
+            }
+
+            fn in_effect(&self) -> bool {
+                self.status.as_ref().is_some_and($in_effect)
             }
         })*
     };
 }
 
 member!(
-    palisade_crds::User,
-    palisade_crds::Acl,
-    palisade_crds::Quota,
-    palisade_crds::Topic,
-    palisade_crds::CertRotation
+    palisade_crds::User: |status| status.principal.is_some(),
+    palisade_crds::Acl: |status| status.principal.is_some(),
+    palisade_crds::Quota: |status| status.entity.is_some(),
+    palisade_crds::Topic: |_| false,
+    palisade_crds::CertRotation: |_| false,
 );
 
 /// Namespace and name of the cluster that an object of `namespace` refers to.
@@ -208,66 +236,41 @@ pub async fn bind<K: Member + guard::Guarded>(
     }
 }
 
-/// Of several objects that declare the same thing, the one that counts: the oldest, and of equally old ones the first by name.
-pub fn first_claim<'a, K: ResourceExt + 'a>(
-    claims: impl IntoIterator<Item = &'a Arc<K>>,
-) -> Option<&'a Arc<K>> {
-    claims.into_iter().min_by_key(|claim| {
-        (
-            claim.creation_timestamp().map(|time| time.0),
-            claim.namespace(),
-            claim.name_any(),
-        )
-    })
-}
-
-/// Whether another object has the older claim on the same thing.
+/// Writes into the status what is about to reach the brokers, before it does: so whoever has to withdraw it after a crash knows of it. Nothing else of the status
+/// that a reconcile works on is written yet.
 ///
 /// # Errors
-/// [`Blocked`] naming the other.
-pub fn claim<K: Member>(
+/// What the API server answers.
+pub async fn announce<K: Member>(
+    context: &Context,
     object: &K,
-    index: &Index<K>,
-    same: impl Fn(&K) -> bool,
-    what: &str,
-) -> Result<(), Blocked> {
-    let key = |object: &K| {
-        cluster_key(
-            object.cluster_ref(),
-            &object.namespace().unwrap_or_default(),
-        )
-    };
-    let rivals: Vec<_> = index
-        .all()
-        .into_iter()
-        .filter(|other| {
-            key(other.as_ref()) == key(object)
-                && other.metadata_deletion().is_none()
-                && same(other.as_ref())
-        })
-        .collect();
-    match first_claim(&rivals) {
-        Some(first) if first.uid() != object.uid() => Err(Blocked::new(
-            Reason::Conflict,
-            format!(
-                "{} {}/{} declares {what} already and is older: delete one of the two",
-                K::kind(&()),
-                first.namespace().unwrap_or_default(),
-                first.name_any()
-            ),
-        )),
-        _ => Ok(()),
+    status: &mut K::Status,
+    change: impl Fn(&mut K::Status),
+) -> Result<(), Error> {
+    let mut announced = object.status().cloned().unwrap_or_default();
+    change(&mut announced);
+    change(status);
+    write_status(context, object, &announced).await
+}
+
+/// Withdraws what the brokers hold of an object whose namespace its cluster admits no more, and returns whether that is done.
+pub async fn expel<K: Member>(
+    object: &K,
+    blocked: &mut Blocked,
+    revocation: impl Future<Output = Result<(), Error>>,
+) -> bool {
+    if blocked.reason != Reason::NamespaceNotAllowed || !object.in_effect() {
+        return false;
     }
-}
-
-/// When an object began to go away.
-trait Deletion {
-    fn metadata_deletion(&self) -> Option<Timestamp>;
-}
-
-impl<K: ResourceExt> Deletion for K {
-    fn metadata_deletion(&self) -> Option<Timestamp> {
-        self.meta().deletion_timestamp.as_ref().map(|time| time.0)
+    match revocation.await {
+        Ok(()) => true,
+        Err(error) => {
+            blocked.message = format!(
+                "{}; what the brokers hold of this object is not withdrawn yet: {error}",
+                blocked.message
+            );
+            false
+        }
     }
 }
 
@@ -340,7 +343,9 @@ pub async fn revocable<K: Member>(
     object: &K,
 ) -> Result<Option<(Arc<SecureCluster>, Arc<ClusterAccess>)>, Error> {
     let namespace = object.namespace().unwrap_or_default();
-    let Ok(cluster) = resolve(object.cluster_ref(), &namespace, &context.indexes.clusters) else {
+    let (cluster_namespace, name) = cluster_key(object.cluster_ref(), &namespace);
+    let cluster = context.indexes.clusters.get(&cluster_namespace, &name);
+    let Some(cluster) = cluster.filter(|cluster| may_hold(cluster, object)) else {
         return Ok(None);
     };
     match context.access.get(&context.client, &cluster).await {
@@ -351,10 +356,16 @@ pub async fn revocable<K: Member>(
     }
 }
 
+/// Whether a cluster's brokers may hold something of an object: not when they go away themselves, nor when the cluster never admitted it.
+fn may_hold<K: Member>(cluster: &SecureCluster, object: &K) -> bool {
+    cluster.metadata.deletion_timestamp.is_none()
+        && (cluster.admits_namespace(&object.namespace().unwrap_or_default()) || object.in_effect())
+}
+
 /// Whether a revocation that failed is given up: only in a namespace that is going away, and only after some patience, so that deleting a namespace never
 /// hangs on brokers that are gone with it.
 pub async fn give_up<K: Member>(context: &Context, object: &K, error: &Error) -> bool {
-    let Some(since) = object.metadata_deletion() else {
+    let Some(since) = deletion(object) else {
         return false;
     };
     let waited = Timestamp::now()
@@ -391,12 +402,13 @@ pub async fn give_up<K: Member>(context: &Context, object: &K, error: &Error) ->
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use palisade_crds::Topic;
+    use palisade_crds::User;
     use serde_json::json;
 
     use super::*;
+    use crate::kubernetes::FINALIZER;
 
-    fn cluster(change: impl FnOnce(&mut SecureCluster)) -> Option<Arc<SecureCluster>> {
+    pub(super) fn cluster(change: impl FnOnce(&mut SecureCluster)) -> Option<Arc<SecureCluster>> {
         let mut cluster: SecureCluster = serde_json::from_value(json!({
             "apiVersion": "palisade.dev/v1alpha1", "kind": "SecureCluster",
             "metadata": { "name": "events", "namespace": "messaging" },
@@ -434,33 +446,78 @@ mod tests {
         assert_eq!(reason(leaving, "messaging"), Some(Reason::ClusterDeleting));
     }
 
+    /// A user of a namespace, and what became of it.
+    pub(super) fn user(namespace: &str, uid: &str, second: i64, principal: Option<&str>) -> User {
+        let mut user: User = serde_json::from_value(json!({
+            "apiVersion": "palisade.dev/v1alpha1", "kind": "User",
+            "metadata": { "name": "alice", "namespace": namespace, "uid": uid, "finalizers": [FINALIZER] },
+            "spec": {
+                "clusterRef": { "name": "events", "namespace": "messaging" },
+                "authentication": { "type": "ScramSha512" }
+            },
+            "status": { "principal": principal }
+        }))
+        .unwrap();
+        user.metadata.creation_timestamp = at(second);
+        user
+    }
+
+    pub(super) fn at(second: i64) -> Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time> {
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            Timestamp::from_second(second).unwrap(),
+        ))
+    }
+
     #[test]
-    fn of_two_claims_the_older_counts_and_of_equals_the_first_by_name() {
-        let topic = |name: &str, second: i64| {
-            let mut topic: Topic = serde_json::from_value(json!({
-                "apiVersion": "palisade.dev/v1alpha1", "kind": "Topic",
-                "metadata": { "name": name, "namespace": "shop" },
-                "spec": { "clusterRef": { "name": "events" } }
-            }))
-            .unwrap();
-            topic.metadata.creation_timestamp =
-                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
-                    Timestamp::from_second(second).unwrap(),
-                ));
-            Arc::new(topic)
+    fn brokers_may_hold_what_was_in_effect_when_its_namespace_was_taken_off_the_list() {
+        let admitting = cluster(|_| {}).unwrap();
+        let of = |namespace, principal| may_hold(&admitting, &user(namespace, "u", 10, principal));
+        assert!(of("shop", None));
+        assert!(!of("foreign", None));
+        assert!(of("foreign", Some("User:alice")));
+        let leaving = cluster(|cluster| cluster.metadata.deletion_timestamp = at(40)).unwrap();
+        assert!(!may_hold(
+            &leaving,
+            &user("shop", "u", 10, Some("User:alice"))
+        ));
+    }
+
+    #[tokio::test]
+    async fn an_object_is_expelled_once_and_says_so_when_the_brokers_do_not_answer() {
+        let not_allowed = || Blocked::new(Reason::NamespaceNotAllowed, "not admitted");
+        let held = user("foreign", "u", 10, Some("User:alice"));
+        assert!(expel(&held, &mut not_allowed(), async { Ok(()) }).await);
+        let mut blocked = not_allowed();
+        let failing = async { Err(Error::Configuration("no broker".to_owned())) };
+        assert!(!expel(&held, &mut blocked, failing).await);
+        assert_eq!(
+            blocked.message,
+            "not admitted; what the brokers hold of this object is not withdrawn yet: no broker"
+        );
+        // Nothing is asked of the brokers for an object that never was in effect, or that waits for something else.
+        let never = user("foreign", "u", 10, None);
+        assert!(!expel(&never, &mut not_allowed(), async { Ok(()) }).await);
+        let mut waiting = Blocked::new(Reason::ClusterNotReady, "waiting");
+        assert!(!expel(&held, &mut waiting, async { Ok(()) }).await);
+    }
+
+    #[test]
+    fn what_the_api_server_refuses_is_shown_and_its_silence_is_tried_again() {
+        let answer = |code| {
+            Stop::from(kube::Error::Api(
+                kube::core::Status::failure("no", "Why")
+                    .with_code(code)
+                    .boxed(),
+            ))
         };
-        assert_eq!(
-            first_claim(&[topic("young", 20), topic("old", 10)])
-                .unwrap()
-                .name_any(),
-            "old"
-        );
-        assert_eq!(
-            first_claim(&[topic("b", 10), topic("a", 10)])
-                .unwrap()
-                .name_any(),
-            "a"
-        );
+        for code in [400, 403, 422] {
+            assert!(
+                matches!(answer(code), Stop::Blocked(blocked) if blocked.reason == Reason::Retrying)
+            );
+        }
+        for code in [404, 409, 429, 500] {
+            assert!(matches!(answer(code), Stop::Failed(_)));
+        }
     }
 
     #[test]

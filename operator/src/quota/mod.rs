@@ -7,13 +7,17 @@ use kube::{
     ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
-use palisade_crds::{Quota, QuotaStatus, Reason, User};
+use palisade_crds::{Quota, QuotaStatus, Reason, SecureCluster, User};
 
 pub use plan::{Change, entity, plan, values};
 
 use crate::{
     Context, Error,
-    kafka::quotas::QuotaEntity,
+    access::ClusterAccess,
+    kafka::{
+        KafkaError,
+        quotas::{QuotaEntity, QuotaValues},
+    },
     kubernetes::{is_paused, publish, write_status},
     members::{self, Blocked, Stop},
     user,
@@ -37,13 +41,8 @@ pub async fn reconcile(object: &Quota, context: &Context) -> Result<Action, Erro
         return Ok(Action::await_change());
     }
     status.observed_generation = generation;
-    let action = match sync(object, context).await {
-        Ok(entity) => {
-            status.user = match &entity.user {
-                Some(crate::kafka::quotas::EntityName::Named(name)) => Some(name.clone()),
-                _ => None,
-            };
-            status.entity = Some(entity.to_string());
+    let action = match sync(object, context, &mut status).await {
+        Ok(()) => {
             status.conditions = members::outcome(
                 former,
                 generation,
@@ -51,7 +50,10 @@ pub async fn reconcile(object: &Quota, context: &Context) -> Result<Action, Erro
             );
             Action::requeue(members::SETTLED)
         }
-        Err(Stop::Blocked(blocked)) => {
+        Err(Stop::Blocked(mut blocked)) => {
+            if members::expel(object, &mut blocked, cleanup(object, context)).await {
+                (status.entity, status.user) = (None, None);
+            }
             status.conditions = members::outcome(former, generation, Err(&blocked));
             Action::requeue(members::WAITING)
         }
@@ -61,16 +63,26 @@ pub async fn reconcile(object: &Quota, context: &Context) -> Result<Action, Erro
     Ok(action)
 }
 
-async fn sync(object: &Quota, context: &Context) -> Result<QuotaEntity, Stop> {
-    let (_, access) = members::bind(context, object).await?;
+async fn sync(object: &Quota, context: &Context, status: &mut QuotaStatus) -> Result<(), Stop> {
+    let (cluster, access) = members::bind(context, object).await?;
     let entity = resolved(object, context)?;
     let same = |other: &Quota| resolved(other, context).is_ok_and(|theirs| theirs == entity);
     members::claim(
         object,
+        &cluster,
         &context.indexes.quotas,
         same,
         &format!("the limits of {entity}"),
     )?;
+    // The entity was another one while the User that it names had another authentication.
+    if let Some(former) = held_entity(object).filter(|former| *former != entity) {
+        withdraw(object, context, &cluster, &access, &former).await?;
+    }
+    members::announce(context, object, status, |status| {
+        status.entity = Some(entity.to_string());
+        status.user = entity.user_name();
+    })
+    .await?;
     let held = access.admin.describe_quota(&entity).await?;
     let change = plan(&values(&object.spec.limits), &held);
     if !change.is_empty() {
@@ -92,7 +104,7 @@ async fn sync(object: &Quota, context: &Context) -> Result<QuotaEntity, Stop> {
             .await;
         }
     }
-    Ok(entity)
+    Ok(())
 }
 
 /// Whether this generation was in effect already, so that a difference is somebody else's doing.
@@ -132,44 +144,73 @@ fn name_of(user: &User) -> String {
         .to_owned()
 }
 
+/// The entity that, by the status, the brokers may hold limits of on behalf of the object. A userRef may be gone by now, or mean another name; the status
+/// remembers whom it meant.
+fn held_entity(object: &Quota) -> Option<QuotaEntity> {
+    let status = object.status.as_ref()?;
+    status.entity.as_ref()?;
+    entity(object, status.user.clone())
+}
+
+/// Removes the limits of an entity, unless another Quota of the cluster speaks of it.
+async fn withdraw(
+    object: &Quota,
+    context: &Context,
+    cluster: &SecureCluster,
+    access: &ClusterAccess,
+    entity: &QuotaEntity,
+) -> Result<(), KafkaError> {
+    let same = |other: &Quota| resolved(other, context).is_ok_and(|theirs| theirs == *entity);
+    if members::has_successor(object, cluster, &context.indexes.quotas, same) {
+        return Ok(());
+    }
+    let held = access.admin.describe_quota(entity).await?;
+    if held.is_empty() {
+        return Ok(());
+    }
+    let removed: Vec<String> = held.into_keys().collect();
+    context.metrics.broker_write("Quota");
+    access
+        .admin
+        .alter_quota(entity, &QuotaValues::new(), &removed)
+        .await
+}
+
 /// Removes the limits before the object disappears.
 ///
 /// # Errors
 /// When the brokers do not answer and it is worth waiting for them.
 pub async fn cleanup(object: &Quota, context: &Context) -> Result<(), Error> {
-    let Some((_, access)) = members::revocable(context, object).await? else {
+    let Some(entity) = held_entity(object) else {
         return Ok(());
     };
-    // A userRef may be gone by now; the status remembers whom it meant.
-    let user = object
-        .status
-        .as_ref()
-        .and_then(|status| status.user.clone());
-    let Some(entity) = entity(object, user) else {
+    let Some((cluster, access)) = members::revocable(context, object).await? else {
         return Ok(());
     };
-    let another = context.indexes.quotas.all().iter().any(|other| {
-        other.uid() != object.uid()
-            && other.metadata.deletion_timestamp.is_none()
-            && resolved(other, context).is_ok_and(|theirs| theirs == entity)
-    });
-    if another
-        || object
-            .status
-            .as_ref()
-            .is_none_or(|status| status.entity.is_none())
-    {
-        return Ok(());
+    Ok(withdraw(object, context, &cluster, &access, &entity).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn quota(status: &Value) -> Quota {
+        serde_json::from_value(json!({
+            "apiVersion": "palisade.dev/v1alpha1", "kind": "Quota", "metadata": { "name": "q", "namespace": "shop" },
+            "spec": { "clusterRef": { "name": "events" }, "entity": { "userRef": "alice" }, "limits": { "producerByteRate": "1Mi" } },
+            "status": status
+        }))
+        .unwrap()
     }
-    let removed: Vec<String> = access
-        .admin
-        .describe_quota(&entity)
-        .await?
-        .into_keys()
-        .collect();
-    context.metrics.broker_write("Quota");
-    Ok(access
-        .admin
-        .alter_quota(&entity, &crate::kafka::quotas::QuotaValues::new(), &removed)
-        .await?)
+
+    #[test]
+    fn the_status_remembers_whom_the_brokers_limit() {
+        let former = quota(&json!({ "entity": "user=CN=alice", "user": "CN=alice" }));
+        let entity = held_entity(&former).unwrap();
+        assert_eq!(entity.user_name().as_deref(), Some("CN=alice"));
+        assert_eq!(held_entity(&quota(&json!({}))), None);
+    }
 }

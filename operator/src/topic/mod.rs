@@ -3,10 +3,7 @@
 mod plan;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{
-    ResourceExt,
-    runtime::{controller::Action, events::EventType},
-};
+use kube::runtime::{controller::Action, events::EventType};
 use palisade_crds::{ConditionType, Reason, ReclaimPolicy, Topic, TopicStatus, conditions};
 
 use crate::{
@@ -36,7 +33,7 @@ pub async fn reconcile(object: &Topic, context: &Context) -> Result<Action, Erro
         return Ok(Action::await_change());
     }
     status.observed_generation = generation;
-    let action = match sync(object, context).await {
+    let action = match sync(object, context, &mut status).await {
         Ok(state) => {
             observed(&mut status, object, &state);
             let (result, action) = if state.leaderless == 0 {
@@ -76,16 +73,26 @@ fn observed(status: &mut TopicStatus, object: &Topic, state: &TopicState) {
     status.replication_factor = Some(i32::from(state.replication_factor));
 }
 
-async fn sync(object: &Topic, context: &Context) -> Result<TopicState, Stop> {
-    let (_, access) = members::bind(context, object).await?;
+async fn sync(
+    object: &Topic,
+    context: &Context,
+    status: &mut TopicStatus,
+) -> Result<TopicState, Stop> {
+    let (cluster, access) = members::bind(context, object).await?;
     let name = object.topic_name();
     members::claim(
         object,
+        &cluster,
         &context.indexes.topics,
         |other| other.topic_name() == name,
         &format!("topic {name}"),
     )?;
     let Some(state) = access.admin.describe_topic(name).await? else {
+        // The brokers may make it and their answer be lost.
+        members::announce(context, object, status, |status| {
+            status.topic_name = Some(name.to_owned());
+        })
+        .await?;
         create(object, &access, context).await?;
         return described(&access, name).await;
     };
@@ -173,33 +180,56 @@ async fn described(access: &ClusterAccess, name: &str) -> Result<TopicState, Sto
 /// # Errors
 /// When the brokers do not answer and it is worth waiting for them.
 pub async fn cleanup(object: &Topic, context: &Context) -> Result<(), Error> {
-    // A topic that another object claimed first was never this one's to delete.
-    let ours = object
-        .status
-        .as_ref()
-        .is_some_and(|status| status.topic_id.is_some());
-    if object.spec.reclaim_policy == ReclaimPolicy::Retain || !ours {
+    if !is_deleted(object) {
         return Ok(());
     }
-    let Some((_, access)) = members::revocable(context, object).await? else {
+    // Where the cluster does not admit the object any more, its data stays.
+    let Some((cluster, access)) = members::revocable(context, object).await? else {
         return Ok(());
     };
     let name = object.topic_name();
-    let another = context.indexes.topics.all().iter().any(|other| {
-        other.uid() != object.uid()
-            && other.metadata.deletion_timestamp.is_none()
-            && other.topic_name() == name
-            && members::cluster_key(
-                &other.spec.cluster_ref,
-                &other.namespace().unwrap_or_default(),
-            ) == members::cluster_key(
-                &object.spec.cluster_ref,
-                &object.namespace().unwrap_or_default(),
-            )
-    });
-    if another {
+    let same = |other: &Topic| other.topic_name() == name;
+    if members::has_successor(object, &cluster, &context.indexes.topics, same) {
         return Ok(());
     }
     context.metrics.broker_write("Topic");
     Ok(access.admin.delete_topic(name).await?)
+}
+
+/// Whether the topic goes with the object: the policy says so, and it was made or found by this one. A topic that another object claimed first was never this
+/// one's to delete.
+fn is_deleted(object: &Topic) -> bool {
+    object.spec.reclaim_policy == ReclaimPolicy::Delete
+        && object
+            .status
+            .as_ref()
+            .is_some_and(|status| status.topic_id.is_some() || status.topic_name.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_topic_goes_with_its_object_only_when_the_policy_says_so_and_it_may_be_there() {
+        let topic = |policy: &str, status: Value| -> Topic {
+            serde_json::from_value(json!({
+                "apiVersion": "palisade.dev/v1alpha1", "kind": "Topic", "metadata": { "name": "orders", "namespace": "shop" },
+                "spec": { "clusterRef": { "name": "events" }, "reclaimPolicy": policy },
+                "status": status
+            }))
+            .unwrap()
+        };
+        let observed = json!({ "topicName": "orders", "topicId": "id" });
+        assert!(is_deleted(&topic("Delete", observed.clone())));
+        assert!(is_deleted(&topic(
+            "Delete",
+            json!({ "topicName": "orders" })
+        )));
+        assert!(!is_deleted(&topic("Delete", json!({}))));
+        assert!(!is_deleted(&topic("Retain", observed)));
+    }
 }

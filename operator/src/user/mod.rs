@@ -6,6 +6,7 @@
 
 mod credential;
 mod files;
+mod revocation;
 mod secret;
 
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
@@ -14,15 +15,18 @@ use palisade_crds::{AuthenticationType, Reason, SecureCluster, User, UserStatus}
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+pub use revocation::cleanup;
 pub use secret::USER_CERTIFICATE;
 
 use crate::{
     Context, Error,
     access::ClusterAccess,
-    acl,
     authorities::AuthorityRecord,
     cluster::{self, CLUSTER_TRUST, ClientListener, report::certificate_status},
-    kafka::scram::{SaltedPassword, ScramMechanism},
+    kafka::{
+        KafkaError,
+        scram::{SaltedPassword, ScramMechanism},
+    },
     kubernetes::{apply, digest, is_paused, names, publish, refresh_secret, write_status},
     members::{self, Blocked, Stop},
     pki::{CertificateInfo, CommonName, LeafKey, LeafUse, certificates, fingerprint},
@@ -73,7 +77,13 @@ pub async fn reconcile(object: &User, context: &Context) -> Result<Action, Error
             status.conditions = members::outcome(former, generation, Ok(result));
             Action::requeue(members::SETTLED)
         }
-        Err(Stop::Blocked(blocked)) => {
+        Err(Stop::Blocked(mut blocked)) => {
+            let gone = members::expel(object, &mut blocked, cleanup(object, context)).await;
+            if gone {
+                revocation::forget(&mut status);
+            } else if blocked.reason == Reason::Conflict {
+                revocation::lose(&mut status);
+            }
             status.conditions = members::outcome(former, generation, Err(&blocked));
             Action::requeue(members::WAITING)
         }
@@ -88,27 +98,37 @@ async fn sync(object: &User, context: &Context, status: &mut UserStatus) -> Resu
     let name = CommonName::new(object.name_any())
         .map_err(|error| Blocked::new(Reason::InvalidSpec, format!("metadata.name: {error}")))?;
     let principal = principal(object);
+    // Whatever their authentication: one of them would delete the credential of the other.
     members::claim(
         object,
+        &cluster,
         &context.indexes.users,
-        |other| self::principal(other) == principal,
-        &principal,
+        |other| other.name_any() == object.name_any(),
+        &format!("the name {}", object.name_any()),
     )?;
     let validated = cluster::validate(&cluster)
         .map_err(|message| Blocked::new(Reason::ClusterNotReady, message))?;
     let listener = listener(object, &validated.listeners)?;
     let held = held_secret(object, context).await?;
     let bundle = trust(context, &cluster).await?;
-    revocation(object, context, &access, &principal).await?;
+    revocation::of_former(context, &cluster, &access, status, &principal).await?;
+    members::announce(context, object, status, |status| {
+        status.principal = Some(principal.clone());
+    })
+    .await?;
+    revocation::in_force(object, context, &cluster, &access, &principal).await?;
 
     let material = if object.spec.authentication.type_ == AuthenticationType::MutualTls {
-        drop_credentials(object, context, &access).await?;
+        // A credential of that name that somebody made by hand is left alone.
+        if status.credential_fingerprint.is_some() {
+            revocation::drop_credentials(object, context, &access).await?;
+            status.credential_fingerprint = None;
+        }
         let material =
             certificate(object, context, &cluster, listener, &name, held.as_ref()).await?;
         if let Material::Certificate { chain, .. } = &material {
             status.certificate = Some(certificate_status(&CertificateInfo::from_pem(chain)?));
         }
-        status.credential_fingerprint = None;
         material
     } else {
         status.certificate = None;
@@ -128,7 +148,8 @@ async fn sync(object: &User, context: &Context, status: &mut UserStatus) -> Resu
     );
     let secret = plan.build()?;
     let written = apply(&api, &secret, &context.metrics).await?.is_written();
-    if written && held.is_some() {
+    // While authorities change, pods that missed the write are found too: the operator may have ended just after it.
+    if held.is_some() && (written || cluster::is_rotating(&cluster)) {
         let namespace = object.namespace().unwrap_or_default();
         let revision = digest(&secret.data);
         refresh_secret(context, &namespace, object.secret_name(), &revision).await?;
@@ -202,64 +223,6 @@ async fn trust(context: &Context, cluster: &SecureCluster) -> Result<String, Sto
     })?)
 }
 
-/// Puts the revocation of a suspended user into force, and lifts it from one that is not.
-async fn revocation(
-    object: &User,
-    context: &Context,
-    access: &ClusterAccess,
-    principal: &str,
-) -> Result<(), Stop> {
-    let held = access.admin.describe_acls(principal).await?;
-    let place = members::cluster_key(
-        &object.spec.cluster_ref,
-        &object.namespace().unwrap_or_default(),
-    );
-    let bindings = acl::revocation(principal);
-    if object.spec.suspended {
-        let missing: Vec<_> = bindings
-            .into_iter()
-            .filter(|binding| !held.contains(binding))
-            .collect();
-        if !missing.is_empty() {
-            context.metrics.broker_write("User");
-            access.admin.create_acls(&missing).await?;
-        }
-    } else {
-        let lifted: Vec<_> = bindings
-            .into_iter()
-            .filter(|binding| held.contains(binding) && !acl::is_declared(&place, context, binding))
-            .collect();
-        if !lifted.is_empty() {
-            context.metrics.broker_write("User");
-            access.admin.delete_acls(&lifted).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Deletes every credential that the brokers hold for the user's name.
-async fn drop_credentials(
-    object: &User,
-    context: &Context,
-    access: &ClusterAccess,
-) -> Result<(), Stop> {
-    let mechanisms: Vec<_> = access
-        .admin
-        .describe_scram(&object.name_any())
-        .await?
-        .iter()
-        .map(|stored| stored.mechanism)
-        .collect();
-    if !mechanisms.is_empty() {
-        context.metrics.broker_write("User");
-        access
-            .admin
-            .alter_scram(&object.name_any(), None, &mechanisms)
-            .await?;
-    }
-    Ok(())
-}
-
 /// Sees to it that the brokers accept the password, and returns it.
 async fn password(
     object: &User,
@@ -276,7 +239,7 @@ async fn password(
         _ => ScramMechanism::Sha512,
     };
     if object.spec.suspended {
-        drop_credentials(object, context, access).await?;
+        revocation::drop_credentials(object, context, access).await?;
         let record = held
             .and_then(CredentialRecord::read)
             .map_or_else(CredentialRecord::draw, Ok)?;
@@ -311,11 +274,7 @@ async fn password(
             SaltedPassword::derive(mechanism, &password, iterations)
         })
         .await
-        .map_err(|_| {
-            Error::Kafka(crate::kafka::KafkaError::Crypto(
-                "the derivation was interrupted",
-            ))
-        })??
+        .map_err(|_| Error::Kafka(KafkaError::Crypto("the derivation was interrupted")))??
     };
     let withdrawn: Vec<_> = stored
         .iter()
@@ -476,49 +435,6 @@ fn trusted_by_all(cluster: &SecureCluster, listener: &str, authority: &str) -> b
                         .any(|trusted| trusted == authority)
             })
         })
-}
-
-/// Revokes the user before the object disappears: its credential is deleted; a certificate cannot be, so its principal is denied everything, which ends
-/// open sessions too.
-///
-/// # Errors
-/// When the brokers do not answer and it is worth waiting for them.
-pub async fn cleanup(object: &User, context: &Context) -> Result<(), Error> {
-    let name = principal(object);
-    // A user that another object claimed first was never this one's to revoke.
-    if members::claim(
-        object,
-        &context.indexes.users,
-        |other| principal(other) == name,
-        &name,
-    )
-    .is_err()
-    {
-        return Ok(());
-    }
-    let Some((_, access)) = members::revocable(context, object).await? else {
-        return Ok(());
-    };
-    context.metrics.broker_write("User");
-    if object.spec.authentication.type_ == AuthenticationType::MutualTls {
-        access.admin.create_acls(&acl::revocation(&name)).await?;
-        return Ok(());
-    }
-    let mechanisms: Vec<_> = access
-        .admin
-        .describe_scram(&object.name_any())
-        .await?
-        .iter()
-        .map(|stored| stored.mechanism)
-        .collect();
-    access
-        .admin
-        .alter_scram(&object.name_any(), None, &mechanisms)
-        .await?;
-    if object.spec.suspended {
-        access.admin.delete_acls(&acl::revocation(&name)).await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use k8s_openapi::{
             Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
             HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
             PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-            SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
-            VolumeResourceRequirements,
+            SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
+            VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{
@@ -22,7 +22,7 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use palisade_crds::{BrokerTemplate, SecureCluster};
+use palisade_crds::{BrokerTemplate, BrokerTemplateSpec, SecureCluster};
 
 use crate::{
     Settings,
@@ -89,6 +89,7 @@ fn template(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> Po
     let BrokerTemplate { metadata, spec } = additions;
     let metadata = metadata.unwrap_or_default();
     let placement = spec.unwrap_or_default();
+    let spread = spread(&cluster.name, &placement);
     // The operator's own keys win over what the template adds.
     let mut labels = metadata.labels;
     labels.extend(names::cluster_labels(&cluster.name));
@@ -123,11 +124,28 @@ fn template(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> Po
             tolerations: (!placement.tolerations.is_empty()).then_some(placement.tolerations),
             affinity: placement.affinity,
             priority_class_name: placement.priority_class_name,
-            topology_spread_constraints: (!placement.topology_spread_constraints.is_empty())
-                .then_some(placement.topology_spread_constraints),
+            topology_spread_constraints: Some(spread).filter(|spread| !spread.is_empty()),
             ..PodSpec::default()
         }),
     }
+}
+
+/// How the brokers spread over nodes: as the template says; where it says nothing of where they go, no two on one node if there are others.
+fn spread(cluster: &str, placement: &BrokerTemplateSpec) -> Vec<TopologySpreadConstraint> {
+    if placement.affinity.is_some() || !placement.topology_spread_constraints.is_empty() {
+        return placement.topology_spread_constraints.clone();
+    }
+    vec![TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        // Brokers that run side by side are better than brokers that do not run.
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(names::broker_selector(cluster)),
+            ..LabelSelector::default()
+        }),
+        ..TopologySpreadConstraint::default()
+    }]
 }
 
 fn non_empty(map: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
@@ -321,6 +339,33 @@ mod tests {
         );
         assert_eq!(spec.automount_service_account_token, Some(false));
         assert_eq!(spec.host_network, None);
+    }
+
+    #[test]
+    fn brokers_spread_over_nodes_unless_the_template_says_where_they_go() {
+        let spread = spread("events", &BrokerTemplateSpec::default());
+        assert_eq!(
+            (spread.len(), spread[0].topology_key.as_str()),
+            (1, "kubernetes.io/hostname")
+        );
+        assert_eq!(spread[0].when_unsatisfiable, "ScheduleAnyway");
+        let selected = spread[0].label_selector.clone().unwrap().match_labels;
+        assert_eq!(selected, Some(names::broker_selector("events")));
+
+        let own = TopologySpreadConstraint {
+            topology_key: "zone".to_owned(),
+            ..TopologySpreadConstraint::default()
+        };
+        let placement = BrokerTemplateSpec {
+            topology_spread_constraints: vec![own.clone()],
+            ..BrokerTemplateSpec::default()
+        };
+        assert_eq!(super::spread("events", &placement), [own]);
+        let placement = BrokerTemplateSpec {
+            affinity: Some(Default::default()),
+            ..BrokerTemplateSpec::default()
+        };
+        assert_eq!(super::spread("events", &placement), []);
     }
 
     #[test]
