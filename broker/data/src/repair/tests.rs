@@ -269,3 +269,30 @@ fn where_compaction_was_at_work_everything_comes_from_the_start() {
     let wanted: Vec<_> = (0..damaged.end.0).step_by(4).collect();
     assert_eq!(left, wanted);
 }
+
+/// What a compaction has taken out here, the source may still have: the range begins where the log does, not where its first file does.
+#[test]
+fn what_was_compacted_away_before_the_first_file_comes_as_well() {
+    let bench = Bench::new();
+    let first = bench.log.closed_segments()[0].clone();
+    assert_eq!(first.base, Offset(0));
+    let mut rewrite = bench.log.rewrite(std::slice::from_ref(&first)).unwrap();
+    while !rewrite.next(1000).unwrap().is_empty() {}
+    let cleaned = Cleaned {
+        until: first.end,
+        tombstones: Offset(0),
+    };
+    rewrite.commit(cleaned).unwrap();
+    assert!(bench.log.state().segments[0].base > Offset(0));
+    let end = bench.log.quarantined()[0].end;
+    bench.mend(&|question| bench.honest(question)).unwrap();
+    assert_eq!(bench.log.cleaned().until, Offset(0));
+    let (mut at, mut found) = (Offset(0), Vec::new());
+    while at < end {
+        let meta = bench.log.read(at, 1).unwrap()[0].0;
+        at = Offset(meta.last_offset.0 + 1);
+        found.push(meta.base_offset.0);
+    }
+    let wanted: Vec<_> = (0..end.0).step_by(2).collect();
+    assert_eq!(found, wanted);
+}

@@ -87,8 +87,15 @@ impl PartitionLog {
         for source in sources.iter().filter(|source| source.end() > source.base) {
             source.close();
         }
-        let (begin, to) = (sources.first()?.base, sources.last()?.end());
-        let newest = sources.iter().map(|source| source.generation).max()?;
+        let (first, to) = (sources.first()?.base, sources.last()?.end());
+        let begin = match scope {
+            RepairScope::Segment(_) => first,
+            // What came before the first segment was compacted away, here; how far the log is compacted is what it will be there.
+            RepairScope::FromStart => first.min(inner.start),
+        };
+        // Files that nobody needs any more may still have their names.
+        let files = sources.iter().chain(&inner.retired);
+        let newest = files.map(|source| source.generation).max()?;
         let from = begin.max(inner.start).min(to);
         Some(Repair {
             log: self,

@@ -395,7 +395,11 @@ async fn a_compacted_partition_is_repaired_from_one_that_was_compacted_otherwise
             };
             let records = latest(&plane, topic).len();
             // Its own cleaner may have been there already.
-            assert!(records > 7 || log(at).log.cleaned().until > Offset(0));
+            let cleaned = log(at).log.cleaned();
+            assert!(
+                records > 7 || cleaned.until > Offset(0),
+                "{records} batches, {cleaned:?}"
+            );
         }
         for at in 0..3 {
             for _ in 0..3 {
