@@ -22,7 +22,7 @@ const MAX_BYTES: usize = 16 << 20;
 pub(crate) enum Question {
     /// Which incarnation of the broker this is, and whether it belongs to a cluster.
     WhoAreYou,
-    /// Who leads what, as far as the sender knows, and whether the sender can write nothing now, so that it should lead nothing.
+    /// Who leads what, as far as the sender knows, and whether the sender can write nothing now or stops, so that it should lead nothing.
     Leaders(LeaderTable, bool),
     /// A change of the metadata, encoded, for the leader of shard 0.
     Change(Vec<u8>),

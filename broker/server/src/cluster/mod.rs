@@ -29,7 +29,10 @@ mod spread;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -77,8 +80,10 @@ pub(crate) struct Cluster {
     /// Clients are not served, since the others cannot be reached.
     isolated: watch::Sender<bool>,
     leaders_changed: watch::Sender<u64>,
-    /// Brokers that can write nothing now, as they say.
+    /// Brokers that can write nothing now, or stop, as they say.
     full: watch::Sender<BTreeSet<i32>>,
+    /// This broker stops: the others must not give leadership back to it.
+    leaving: AtomicBool,
     /// Whether a peer is connected, and since when.
     seen: Mutex<BTreeMap<i32, (bool, OffsetDateTime)>>,
     began: OffsetDateTime,
@@ -111,6 +116,7 @@ impl Cluster {
             isolated: watch::Sender::new(false),
             leaders_changed: watch::Sender::new(0),
             full: watch::Sender::default(),
+            leaving: AtomicBool::new(false),
             seen: Mutex::default(),
             began: OffsetDateTime::now_utc(),
         }
@@ -325,6 +331,8 @@ impl Cluster {
         if self.peers.is_none() {
             return;
         }
+        self.leaving.store(true, Ordering::Relaxed);
+        spread::tell(self);
         let image = self.image();
         let able = self.able();
         let metadata = self.metadata.status();

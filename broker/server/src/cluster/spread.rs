@@ -1,6 +1,9 @@
 //! Telling other brokers who leads what: every change at once, everything to a peer that has just come up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use palisade_data::DataPlane;
 use palisade_peer::PeerEvent;
@@ -81,11 +84,12 @@ pub(crate) async fn run(cluster: Arc<Cluster>, data: Arc<DataPlane>, stopping: C
     }
 }
 
-fn tell(cluster: &Cluster) {
+pub(super) fn tell(cluster: &Cluster) {
     let Some(peers) = &cluster.peers else {
         return;
     };
-    let message = Question::Leaders(cluster.known_leaders(), cluster.is_full()).encode();
+    let is_unfit = cluster.is_full() || cluster.leaving.load(Ordering::Relaxed);
+    let message = Question::Leaders(cluster.known_leaders(), is_unfit).encode();
     // Those too that were never met: the first message makes the connection.
     for broker in cluster.image().brokers.keys().copied() {
         if broker != cluster.me.broker() {
