@@ -201,7 +201,12 @@ impl WalOptions {
     }
 
     fn limits(&self) -> FrameLimits {
-        let most = u32::try_from(self.file_bytes).unwrap_or(u32::MAX);
+        self.limits_of(self.file_bytes)
+    }
+
+    /// Of frames in a file of this length, which may have been made with another setting.
+    fn limits_of(&self, length: u64) -> FrameLimits {
+        let most = u32::try_from(self.file_bytes.max(length)).unwrap_or(u32::MAX);
         FrameLimits {
             meta: most,
             payload: most,

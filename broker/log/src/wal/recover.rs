@@ -164,7 +164,8 @@ impl Reader {
             length,
             key,
             kek,
-            limits: options.limits(),
+            // Files that were made with a larger size hold larger batches.
+            limits: options.limits_of(length),
         })
     }
 

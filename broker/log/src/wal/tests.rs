@@ -264,6 +264,21 @@ fn a_torn_tail_is_cut_and_writing_goes_on() {
     }
 }
 
+/// It would count as torn if it were too large for what is configured.
+#[test]
+fn a_batch_from_before_files_were_made_smaller_is_read() {
+    let bench = Bench::new();
+    let larger = WalOptions {
+        file_bytes: 256 << 10,
+        ..bench.options()
+    };
+    let (wal, _) = Wal::open(larger, keys()).unwrap();
+    let large = record(1, 1, &"x".repeat(40 << 10));
+    append(&wal, vec![large.clone()]).unwrap();
+    drop(wal);
+    assert_eq!(bench.open().1, [large]);
+}
+
 /// What was cut off is not written over when the next batch goes into the next file.
 #[test]
 fn a_torn_tail_is_no_damage_when_its_file_is_not_the_last_any_more() {
