@@ -103,8 +103,12 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
             lining_up = None;
             continue;
         }
-        if cluster.is_full() && relieve(&cluster).await {
-            continue;
+        if cluster.is_full() {
+            // No change of members gets anywhere either, and while one waits nothing is handed over.
+            lining_up = None;
+            if relieve(&cluster).await {
+                continue;
+            }
         }
         let image = Arc::clone(&images.borrow_and_update());
         if let Some(command) = next(&image, &founding, |shard| cluster.leader(shard).is_some()) {

@@ -281,6 +281,8 @@ struct Leader<'a> {
     fit_since: BTreeMap<ShardId, (NodeId, Instant)>,
     /// Shards with a step that goes on; whether that is a change of members.
     busy: BTreeMap<ShardId, bool>,
+    /// Of which shard members were last to be changed: the ones after it come first, so that some that wait in vain do not take every turn.
+    changed: Option<ShardId>,
     running: FuturesUnordered<BoxFuture<'a, ShardId>>,
 }
 
@@ -291,6 +293,7 @@ impl<'a> Leader<'a> {
             data,
             fit_since: BTreeMap::new(),
             busy: BTreeMap::new(),
+            changed: None,
             running: FuturesUnordered::new(),
         }
     }
@@ -303,7 +306,7 @@ impl<'a> Leader<'a> {
     fn begin(&mut self) {
         let image = self.cluster.image();
         let draining = draining(&image);
-        for id in self.data.hosted() {
+        for id in after(self.changed, self.data.hosted()) {
             let (Some(shard), Some(status)) = (image.shards.get(&id), self.data.shard_status(id))
             else {
                 continue;
@@ -321,6 +324,9 @@ impl<'a> Leader<'a> {
             let changing = self.busy.values().filter(|changes| **changes).count();
             if step == Step::None || (changes && changing >= CHANGES) {
                 continue;
+            }
+            if changes {
+                self.changed = Some(id);
             }
             self.busy.insert(id, changes);
             let taken = take(self.cluster, self.data, id, step, shard.voters());
@@ -344,6 +350,13 @@ impl<'a> Leader<'a> {
         self.fit_since.remove(&id);
         step
     }
+}
+
+/// All of `shards`, those behind `last` first.
+fn after(last: Option<ShardId>, mut shards: Vec<ShardId>) -> Vec<ShardId> {
+    let first = shards.partition_point(|shard| last.is_some_and(|last| *shard <= last));
+    shards.rotate_left(first);
+    shards
 }
 
 /// Does what is to be done for one shard. `voters` are those that are assigned.
@@ -423,6 +436,18 @@ mod tests {
         let behind = status(&[A, B, C], &[(B, 10), (C, 10)]);
         let able = BTreeSet::from([1, 2]);
         assert_eq!(step(A, &wanted, &behind, &able, &none), Step::None);
+    }
+
+    #[test]
+    fn every_shard_has_its_turn() {
+        let shards = || [1, 2, 5, 9].map(ShardId).to_vec();
+        let turns = |last: Option<u32>| after(last.map(ShardId), shards()).first().copied();
+        assert_eq!(turns(None), Some(ShardId(1)));
+        assert_eq!(turns(Some(2)), Some(ShardId(5)));
+        assert_eq!(turns(Some(3)), Some(ShardId(5)));
+        assert_eq!(turns(Some(9)), Some(ShardId(1)));
+        assert_eq!(after(Some(ShardId(5)), shards()), [9, 1, 2, 5].map(ShardId));
+        assert_eq!(after(Some(ShardId(5)), Vec::new()), []);
     }
 
     #[test]
