@@ -424,10 +424,20 @@ impl Wal {
         self.queue.keks()
     }
 
-    /// Gives up everything of `shard`, also its sticky records and how far it was released: afterwards it is as if there had never been any, so that a replica
-    /// that comes back under its number begins anew. `done` is called as by [`Wal::append_waiting`], once this is durable. Nothing of the shard may be on its way
-    /// to the log any more.
-    pub fn forget(&self, shard: ShardId, done: impl FnOnce(Result<(), WalError>) + Send + 'static) {
+    /// Gives up everything of `shard`, also its sticky records and how far it was released: afterwards it is as if there had never been more than `keep`, so that
+    /// a replica that comes back under its number begins with that. `keep` holds sticky records of the shard; others are left out. It becomes durable together
+    /// with the rest, or not at all. `done` is called as by [`Wal::append_waiting`], once this is durable. Nothing of the shard may be on its way to the log any
+    /// more.
+    pub fn forget(
+        &self,
+        shard: ShardId,
+        keep: Vec<WalRecord>,
+        done: impl FnOnce(Result<(), WalError>) + Send + 'static,
+    ) {
+        let fits = |record: &WalRecord| {
+            let kind = WalRecord::STICKY..WalRecord::FORGOTTEN;
+            record.shard == shard && kind.contains(&record.kind) && record.payload.is_empty()
+        };
         let mark = WalRecord {
             shard,
             kind: WalRecord::FORGOTTEN,
@@ -438,7 +448,9 @@ impl Wal {
         self.queue.forget(
             shard,
             Group {
-                records: vec![mark],
+                records: std::iter::once(mark)
+                    .chain(keep.into_iter().filter(fits))
+                    .collect(),
                 done: Box::new(done),
                 waits: true,
             },

@@ -9,6 +9,7 @@
 //! kind PURGED     meta: postcard of PurgedRecord      sticky
 //! kind COMMITTED  meta: postcard of (term, index)     sticky
 //! kind INSTALLING meta: postcard of PurgedRecord      sticky: a snapshot's place, written before the state machine is replaced by it
+//! kind PROMISED   meta: postcard of (term, index)     sticky: where the log ended that a deleted replica had here
 //! ```
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ pub(crate) const VOTE: u8 = WalRecord::STICKY;
 pub(crate) const PURGED: u8 = WalRecord::STICKY + 1;
 pub(crate) const COMMITTED: u8 = WalRecord::STICKY + 2;
 pub(crate) const INSTALLING: u8 = WalRecord::STICKY + 3;
+pub(crate) const PROMISED: u8 = WalRecord::STICKY + 4;
 
 const VERSION: u8 = 1;
 /// Bytes in front of a command's meta.
@@ -216,7 +218,12 @@ pub(crate) fn committed_record(shard: ShardId, committed: &LogId) -> WalRecord {
     sticky(shard, COMMITTED, encode(&parts(committed)))
 }
 
-pub(crate) fn read_committed(meta: &[u8]) -> Result<LogId, String> {
+pub(crate) fn promised_record(shard: ShardId, last: &LogId) -> WalRecord {
+    sticky(shard, PROMISED, encode(&parts(last)))
+}
+
+/// The place that a record of the kinds COMMITTED and PROMISED holds.
+pub(crate) fn read_place(meta: &[u8]) -> Result<LogId, String> {
     let (term, index) = decode(meta)?;
     Ok(log_id(term, index))
 }
@@ -290,7 +297,7 @@ mod tests {
             purged
         );
         assert_eq!(
-            read_committed(&committed_record(SHARD, &log_id(2, 3)).meta).unwrap(),
+            read_place(&committed_record(SHARD, &log_id(2, 3)).meta).unwrap(),
             log_id(2, 3)
         );
     }

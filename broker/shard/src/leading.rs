@@ -17,6 +17,7 @@ use crate::{
     Leadership, NodeId, StateMachine, Timing,
     config::ShardConfig,
     engine::{Machine, Shared},
+    log_store::LogStore,
     members::LeaderView,
     raft_types::{Types, Vote},
     receive::Inbox,
@@ -134,6 +135,7 @@ pub(crate) async fn follow<S: StateMachine>(
                 members.nodes().all(|(node, ())| *node == config.node.0),
             )
         };
+        raft.runtime_config().elect(shared.log.lacks().is_none());
         shared
             .log
             .keep(if is_alone { 0 } else { config.tail_bytes });
@@ -205,6 +207,7 @@ fn change<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
 pub(crate) async fn replace<S: StateMachine>(
     raft: Raft<Types<S::Response>, Machine<S>>,
     inbox: Arc<Inbox<S>>,
+    log: LogStore,
     me: NodeId,
     gone: NodeId,
     timing: Timing,
@@ -234,7 +237,11 @@ pub(crate) async fn replace<S: StateMachine>(
         tokio::time::sleep(delay).await;
         delay = step * u32::try_from(voters.len()).unwrap_or(u32::MAX);
         let is_back = inbox.heard().is_some_and(|(from, _)| from == gone);
-        if is_back || !holds(&raft, vote).await || raft.trigger().elect(true).await.is_err() {
+        if is_back
+            || log.lacks().is_some()
+            || !holds(&raft, vote).await
+            || raft.trigger().elect(true).await.is_err()
+        {
             return;
         }
     }

@@ -60,6 +60,7 @@ mod tests;
 
 pub use config::{NodeId, ShardConfig, Timing};
 pub use error::{CheckpointError, ProposeError, ShardError};
+pub use log_store::{is_kept, kept};
 pub use machine::{Command, LogPosition, StateMachine};
 pub use members::{Formation, LeaderView, Members, MembersError, ShardStatus};
 pub use shard::{Leadership, Shard};

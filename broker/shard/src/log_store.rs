@@ -57,6 +57,8 @@ struct State {
     /// How often something was appended.
     appends: u64,
     vote: Option<Vote>,
+    /// Where the log ended that a replica had here which was deleted.
+    promised: Option<LogId>,
     committed: Option<LogId>,
     /// Written with the next entries: it need not be durable at once.
     committed_is_new: bool,
@@ -91,32 +93,7 @@ impl LogStore {
         records: Vec<WalRecord>,
         applied: Option<LogPosition>,
     ) -> Result<Self, ShardError> {
-        let mut state = State::default();
-        let refused = |reason| ShardError::Record { shard, reason };
-        for record in records {
-            match record.kind {
-                codec::VOTE => state.vote = Some(codec::read_vote(&record.meta).map_err(refused)?),
-                codec::COMMITTED => {
-                    state.committed = Some(codec::read_committed(&record.meta).map_err(refused)?)
-                }
-                codec::PURGED => {
-                    let begun = codec::read_purged(&record.meta).map_err(refused)?;
-                    state.begin_after(begun, false);
-                }
-                codec::INSTALLING => {
-                    let place = codec::read_purged(&record.meta).map_err(refused)?;
-                    if applied.map(|at| log_id(at.term, at.index)) == Some(place.at) {
-                        state.begin_after(place, true);
-                    }
-                }
-                codec::ENTRY => {
-                    let entry = codec::read_entry(record).map_err(refused)?;
-                    state.admit(entry).map_err(refused)?;
-                }
-                codec::CUT => state.cut(codec::read_cut(&record.meta).map_err(refused)?),
-                other => return Err(refused(format!("its kind {other} is unknown"))),
-            }
-        }
+        let state = State::recover(shard, records, applied)?;
         Ok(Self {
             shard,
             wal,
@@ -137,6 +114,22 @@ impl LogStore {
             Some(begun) => self.write_beginning(begun).await,
             None => Ok(()),
         }
+    }
+
+    /// What is to be kept of this replica when it is deleted; see [`kept`].
+    pub(crate) fn promise(&self) -> Vec<WalRecord> {
+        self.state.lock().promise(self.shard)
+    }
+
+    /// Up to where the log of a deleted replica went that was here before this one, while this one's is shorter. As long as that is so, this replica's consent to an
+    /// election would count for less than it says: the other one may have helped to commit what this one lacks.
+    pub(crate) fn lacks(&self) -> Option<LogId> {
+        self.state.lock().lacks()
+    }
+
+    /// What this replica voted for.
+    pub(crate) fn vote(&self) -> Option<Vote> {
+        self.state.lock().vote
     }
 
     /// Whether `node` is the only voter as of the end of the log.
@@ -281,6 +274,63 @@ impl LogStore {
 }
 
 impl State {
+    /// See [`LogStore::recover`].
+    fn recover(
+        shard: ShardId,
+        records: Vec<WalRecord>,
+        applied: Option<LogPosition>,
+    ) -> Result<Self, ShardError> {
+        let mut state = Self::default();
+        let refused = |reason| ShardError::Record { shard, reason };
+        for record in records {
+            match record.kind {
+                codec::VOTE => state.vote = Some(codec::read_vote(&record.meta).map_err(refused)?),
+                codec::COMMITTED => {
+                    state.committed = Some(codec::read_place(&record.meta).map_err(refused)?)
+                }
+                codec::PURGED => {
+                    let begun = codec::read_purged(&record.meta).map_err(refused)?;
+                    state.begin_after(begun, false);
+                }
+                codec::INSTALLING => {
+                    let place = codec::read_purged(&record.meta).map_err(refused)?;
+                    if applied.map(|at| log_id(at.term, at.index)) == Some(place.at) {
+                        state.begin_after(place, true);
+                    }
+                }
+                codec::ENTRY => {
+                    let entry = codec::read_entry(record).map_err(refused)?;
+                    state.admit(entry).map_err(refused)?;
+                }
+                codec::PROMISED => {
+                    state.promised = Some(codec::read_place(&record.meta).map_err(refused)?)
+                }
+                codec::CUT => state.cut(codec::read_cut(&record.meta).map_err(refused)?),
+                other => return Err(refused(format!("its kind {other} is unknown"))),
+            }
+        }
+        Ok(state)
+    }
+
+    /// See [`kept`].
+    fn promise(&self, shard: ShardId) -> Vec<WalRecord> {
+        let vote = self.vote.map(|vote| Vote {
+            // Whoever leads shows that by itself.
+            committed: false,
+            ..vote
+        });
+        let last = self.promised.max(self.cache.last());
+        let vote = vote.map(|vote| codec::vote_record(shard, &vote));
+        let last = last.map(|last| codec::promised_record(shard, &last));
+        vote.into_iter().chain(last).collect()
+    }
+
+    /// See [`LogStore::lacks`].
+    fn lacks(&self) -> Option<LogId> {
+        self.promised
+            .filter(|promised| self.cache.last() < Some(*promised))
+    }
+
     fn first(&self) -> u64 {
         self.purged.map_or(0, |at| at.index.saturating_add(1))
     }
@@ -320,6 +370,30 @@ impl State {
         let keep = keep.and_then(|index| self.cache.log_id(index));
         self.cache.truncate_after(keep.max(self.purged));
     }
+}
+
+/// What is to be kept of a replica that is deleted, of which the write-ahead log holds `records`: its vote, and where its log ended. A replica that comes back under the
+/// same number must not be asked into an election that the deleted one would have refused: there may be one who was away all the time, and counts on it.
+///
+/// # Errors
+/// [`ShardError::Record`].
+pub fn kept(shard: ShardId, records: Vec<WalRecord>) -> Result<Vec<WalRecord>, ShardError> {
+    let places = records
+        .iter()
+        .filter(|record| record.kind == codec::INSTALLING)
+        .filter_map(|record| Some(codec::read_purged(&record.meta).ok()?.at));
+    // Whether that snapshot was taken over does not matter: whoever is to be elected has more.
+    let installing = places.max();
+    let mut state = State::recover(shard, records, None)?;
+    state.promised = state.promised.max(installing);
+    Ok(state.promise(shard))
+}
+
+/// Whether these records of a shard are what [`kept`] leaves.
+#[must_use]
+pub fn is_kept(records: &[WalRecord]) -> bool {
+    let kinds = [codec::VOTE, codec::PROMISED];
+    records.iter().all(|record| kinds.contains(&record.kind))
 }
 
 /// Records cut into what the write-ahead log takes at once.

@@ -252,6 +252,9 @@ impl<R: Send + Sync + 'static> Peer<R> {
         kind: u8,
         request: &VoteRequest<Types<R>>,
     ) -> Result<VoteResponse<Types<R>>, Error<R>> {
+        if self.link.log.lacks().is_some() {
+            return Err(Failure::Given("this replica has not caught up").into_rpc());
+        }
         let answer = self.ask(wire::vote(kind, request), wire::VOTED).await;
         let voted = answer.and_then(|message| Ok(wire::read_voted(&message)?));
         voted.map_err(Failure::into_rpc)

@@ -15,7 +15,9 @@ use std::{
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use openraft::{
     Raft,
-    raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult},
+    raft::{
+        AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse,
+    },
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -24,7 +26,8 @@ use tokio::time::Instant;
 use crate::{
     Message, NodeId, StateMachine,
     engine::Machine,
-    raft_types::Types,
+    log_store::LogStore,
+    raft_types::{LeaderId, Types, Vote},
     receive_snapshot::{Receiver, Step},
     wire::{self, Appended, Malformed},
 };
@@ -37,6 +40,7 @@ type Engine<S> = Raft<Types<<S as StateMachine>::Response>, Machine<S>>;
 /// The receiving side of a shard.
 pub(crate) struct Inbox<S: StateMachine> {
     raft: Engine<S>,
+    log: LogStore,
     session: Mutex<Option<Session<S::Response>>>,
     snapshots: Receiver,
     /// From whom an append or a part of a snapshot came last, and when.
@@ -58,9 +62,10 @@ struct Waiting {
 }
 
 impl<S: StateMachine> Inbox<S> {
-    pub(crate) fn new(raft: Engine<S>, snapshots: Receiver) -> Self {
+    pub(crate) fn new(raft: Engine<S>, log: LogStore, snapshots: Receiver) -> Self {
         Self {
             raft,
+            log,
             session: Mutex::default(),
             snapshots,
             heard: Mutex::default(),
@@ -116,6 +121,9 @@ impl<S: StateMachine> Inbox<S> {
                 let is_real = message.kind == wire::VOTE;
                 let request = wire::read_vote(&message)?;
                 sent_by(request.vote.leader_id.voted_for)?;
+                if let Some(refusal) = self.refusal(&request) {
+                    return Ok(ready(refusal));
+                }
                 Ok(async move {
                     let voted = match is_real {
                         true => raft.vote(request).await,
@@ -128,6 +136,9 @@ impl<S: StateMachine> Inbox<S> {
             wire::TRANSFER => {
                 let request = wire::read_transfer(&message)?;
                 sent_by(request.from_leader().leader_id.voted_for)?;
+                if self.log.lacks().is_some() {
+                    return Ok(ready(wire::refused("this replica has not caught up")));
+                }
                 Ok(async move {
                     match raft.handle_transfer_leader(request).await {
                         Ok(Ok(())) => wire::plain(wire::TRANSFERRED),
@@ -160,6 +171,25 @@ impl<S: StateMachine> Inbox<S> {
                 .step(from, Step::Abandon(wire::read_part(message)?))),
             other => Err(Malformed(format!("its kind {other} is unknown"))),
         }
+    }
+
+    /// The answer to a candidate that has less than the replica that was here before; see [`LogStore::lacks`].
+    fn refusal(&self, request: &VoteRequest<Types<S::Response>>) -> Option<Message> {
+        let promised = self.log.lacks()?;
+        if request.last_log_id >= Some(promised) {
+            return None;
+        }
+        let nobody = Vote {
+            leader_id: LeaderId {
+                term: 0,
+                voted_for: 0,
+            },
+            committed: false,
+        };
+        let vote = self.log.vote().unwrap_or(nobody);
+        let refusal: VoteResponse<Types<S::Response>> =
+            VoteResponse::new(vote, Some(promised), false);
+        Some(wire::voted(&refusal))
     }
 
     fn hear(&self, from: NodeId) {

@@ -123,17 +123,18 @@ impl<S: StateMachine> Shard<S> {
             config.node.0,
             Arc::new(engine_config(&config).map_err(stopped)?),
             peers,
-            log,
+            log.clone(),
             Machine {
                 shared: Arc::clone(&shared),
             },
         )
         .await
         .map_err(|error| stopped(error.to_string()))?;
+        raft.runtime_config().elect(log.lacks().is_none());
         shared.started.store(true, Ordering::Release);
         let (proposals, queue) = mpsc::unbounded_channel();
         let (receiver, steps) = Receiver::new();
-        let inbox = Arc::new(Inbox::new(raft.clone(), receiver));
+        let inbox = Arc::new(Inbox::new(raft.clone(), log, receiver));
         let standing = Arc::new(Standing::new());
         let mut background = JoinSet::new();
         background.spawn(submit(raft.clone(), queue));
@@ -174,7 +175,8 @@ impl<S: StateMachine> Shard<S> {
         let me = self.config.node;
         let initialized = raft.is_initialized().await;
         if initialized.map_err(|error| stopped(error.to_string()))? {
-            if self.shared.log.has_single_voter(me.0) {
+            let log = &self.shared.log;
+            if log.has_single_voter(me.0) && log.lacks().is_none() {
                 let elect = raft.trigger().elect(false).await;
                 elect.map_err(|error| stopped(error.to_string()))?;
             }
@@ -316,6 +318,7 @@ impl<S: StateMachine> Shard<S> {
         let replace = leading::replace(
             self.raft.clone(),
             Arc::clone(&self.inbox),
+            self.shared.log.clone(),
             self.config.node,
             node,
             self.config.timing,
@@ -373,6 +376,12 @@ impl<S: StateMachine> Shard<S> {
         let released = self.shared.log.release(at, membership).await;
         released.map_err(|error| CheckpointError::Write(error.to_string()))?;
         Ok(position(&at))
+    }
+
+    /// What [`Wal::forget`] has to keep of this replica when it is deleted, and a later one has to be started with. To be asked when the replica has stopped.
+    #[must_use]
+    pub fn promise(&self) -> Vec<WalRecord> {
+        self.shared.log.promise()
     }
 
     /// Stops the shard. What was acknowledged is durable; call [`Shard::checkpoint`] before for a quicker start.

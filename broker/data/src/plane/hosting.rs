@@ -14,7 +14,7 @@ use std::{
 
 use palisade_log::{LogError, ShardId, Wal, WalRecord};
 use palisade_seal::FileKeys;
-use palisade_shard::{Formation, StateMachine, Transport};
+use palisade_shard::{Formation, StateMachine, Transport, is_kept, kept};
 use parking_lot::{Mutex, RwLock};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -50,6 +50,7 @@ impl DataPlane {
             catalog,
             shards: RwLock::default(),
             hosting: tokio::sync::Mutex::default(),
+            promises: Mutex::default(),
             leaders: watch::Sender::default(),
             runtime: tokio::runtime::Handle::current(),
             stop: watch::Sender::new(false),
@@ -63,9 +64,19 @@ impl DataPlane {
         });
         let (hosted, removed) = plane.found()?;
         for shard in removed {
+            let records = recovered.remove(&shard).unwrap_or_default();
+            let promise = kept(shard, records).map_err(|error| DataError::Shard(error.to_string()));
+            plane.promises.lock().insert(shard, promise?);
             plane.forget(shard).await?;
-            recovered.remove(&shard);
         }
+        recovered.retain(|shard, records| {
+            let is_promise = !hosted.contains(shard) && is_kept(records);
+            if is_promise {
+                let records = std::mem::take(records);
+                plane.promises.lock().insert(*shard, records);
+            }
+            !is_promise
+        });
         let lost = recovered.iter().find(|(shard, records)| {
             **shard != ShardId::METADATA && !records.is_empty() && !hosted.contains(*shard)
         });
@@ -137,8 +148,10 @@ impl DataPlane {
         }
         let (machine, data) = handle::open(self.setup(shard)).await?;
         self.sync_dir()?;
-        let start = self.start_of(shard, Vec::new(), formation);
+        let promise = self.promises.lock().get(&shard).cloned();
+        let start = self.start_of(shard, promise.unwrap_or_default(), formation);
         let handle = ShardHandle::start(machine, data, start).await?;
+        self.promises.lock().remove(&shard);
         let mut shards = self.shards.write();
         Arc::make_mut(&mut shards).insert(shard, Arc::new(handle));
         Ok(())
@@ -170,6 +183,8 @@ impl DataPlane {
         let handle = Arc::make_mut(&mut self.shards.write()).remove(&shard);
         if let Some(handle) = &handle {
             handle.stop().await;
+            let promise = handle.shard.promise();
+            self.promises.lock().insert(shard, promise);
             self.leaders
                 .send_if_modified(|leaders| Arc::make_mut(leaders).remove(&shard).is_some());
         }
@@ -198,10 +213,12 @@ impl DataPlane {
     /// Ends what [`DataPlane::delete`] began.
     async fn forget(&self, shard: ShardId) -> Result<(), DataError> {
         let (done, forgotten) = tokio::sync::oneshot::channel();
-        self.wal.forget(shard, |outcome| {
-            // Nobody to tell: whoever waited was dropped.
-            let _ = done.send(outcome);
-        });
+        let promise = self.promises.lock().get(&shard).cloned();
+        self.wal
+            .forget(shard, promise.unwrap_or_default(), |outcome| {
+                // Nobody to tell: whoever waited was dropped.
+                let _ = done.send(outcome);
+            });
         forgotten
             .await
             .map_err(|_| DataError::Stopped)?

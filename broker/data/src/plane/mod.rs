@@ -25,7 +25,7 @@ use std::{
 };
 
 use palisade_log::{
-    LeaderEpoch, LogError, PartitionIndex, ShardId, TopicId, Wal,
+    LeaderEpoch, LogError, PartitionIndex, ShardId, TopicId, Wal, WalRecord,
     fs::{FileSystem, RealFs},
 };
 use palisade_seal::FileKeys;
@@ -121,6 +121,8 @@ pub struct DataPlane {
     shards: RwLock<Shards>,
     /// Shards come and go one at a time.
     hosting: tokio::sync::Mutex<()>,
+    /// What replicas have promised that were deleted here; see [`palisade_shard::kept`].
+    promises: Mutex<BTreeMap<ShardId, Vec<WalRecord>>>,
     leaders: watch::Sender<Leaders>,
     runtime: tokio::runtime::Handle,
     stop: watch::Sender<bool>,

@@ -127,7 +127,9 @@ impl Model {
                 self.settle();
                 let (sender, receiver) = mpsc::channel();
                 self.wal()
-                    .forget(ShardId(*shard), move |result| sender.send(result).unwrap());
+                    .forget(ShardId(*shard), Vec::new(), move |result| {
+                        sender.send(result).unwrap()
+                    });
                 let outcome = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
                 assert_eq!(outcome, Ok(()));
                 self.shards.insert(*shard, Shard::default());

@@ -668,11 +668,26 @@ fn a_shard_that_is_forgotten_begins_anew_and_frees_its_files() {
     // Not done yet when the shard is forgotten: it must not hit what comes after.
     wal.release(ShardId(1), last);
     let (sender, receiver) = mpsc::channel();
-    wal.forget(ShardId(1), move |result| sender.send(result).unwrap());
-    receiver
-        .recv_timeout(Duration::from_secs(20))
-        .unwrap()
-        .unwrap();
+    let forget = |keep: Vec<WalRecord>| {
+        let sender = sender.clone();
+        wal.forget(ShardId(1), keep, move |result| sender.send(result).unwrap());
+        let done = receiver.recv_timeout(Duration::from_secs(20));
+        done.unwrap().unwrap();
+    };
+    let foreign = WalRecord {
+        shard: ShardId(2),
+        ..vote("another shard's")
+    };
+    forget(vec![vote("kept"), record(1, 5, "not sticky"), foreign]);
+    drop(wal);
+    let (wal, found) = bench.open();
+    assert_eq!(found, [vote("kept"), record(2, 1, "stays")]);
+    let (sender, receiver) = mpsc::channel();
+    wal.forget(ShardId(1), Vec::new(), move |result| {
+        sender.send(result).unwrap();
+    });
+    let done = receiver.recv_timeout(Duration::from_secs(20));
+    done.unwrap().unwrap();
     drop(wal);
     let (wal, found) = bench.open();
     assert_eq!(found, [record(2, 1, "stays")]);

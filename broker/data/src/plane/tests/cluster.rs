@@ -183,6 +183,11 @@ impl Cluster {
         self.net.cut.lock().insert(self.brokers[at].id);
     }
 
+    /// Lets one that was cut off reach those who are not.
+    pub(super) fn let_in(&self, at: usize) {
+        self.net.cut.lock().remove(&self.brokers[at].id);
+    }
+
     pub(super) fn heal(&self) {
         self.net.cut.lock().clear();
     }
