@@ -11,6 +11,7 @@
 //! disk: by the write-ahead log, which holds it in memory at that moment anyway). No checkpoint happens meanwhile, so the write-ahead log keeps everything.
 
 use std::{
+    collections::HashSet,
     panic::resume_unwind,
     sync::{Arc, atomic::Ordering},
 };
@@ -81,15 +82,15 @@ impl DataMachine {
         let offsets = OffsetStore::decode(&manifest.offsets)
             .map_err(|error| DataError::Corrupt(error.to_string()))?;
         let data = Arc::new(ShardData::new(setup, offsets, kek));
-        let mut known = Vec::with_capacity(manifest.partitions.len());
+        let mut known = HashSet::with_capacity(manifest.partitions.len());
         for partition in manifest.partitions {
-            known.push(dir_name(partition.key, partition.dir));
+            known.insert(dir_name(partition.key, partition.dir));
             data.reopen_partition(partition)?;
         }
         // Made after the checkpoint: the replay makes them again. Or received for a snapshot that was not installed.
         for name in names
             .iter()
-            .filter(|name| !manifest::is_manifest(name) && !known.contains(name))
+            .filter(|name| !manifest::is_manifest(name) && !known.contains(*name))
         {
             let path = dir.join(name);
             fs.remove_dir_all(&path)

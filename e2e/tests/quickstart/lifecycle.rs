@@ -59,40 +59,51 @@ fn writes(pod: &ClientPod) -> Result<bool> {
 /// A user with a password and one with a certificate are suspended, let in again and deleted; what their workloads hold stops working each time.
 pub(crate) fn suspension_and_revocation(world: &mut World) -> Result<()> {
     let kubectl = world.kubectl();
-    for (name, kind) in [("erin", "ScramSha512"), ("frank", "MutualTls")] {
-        let user = format!("user.palisade.dev/{name}");
-        let acl = format!("acl.palisade.dev/{name}");
-        let rules = "rules: [{ resource: { type: Topic, name: user-events }, operations: [Write, Describe] }]";
-        kubectl.apply(
-            &(object("User", name, &format!("authentication: {{ type: {kind} }}"))
-                + &object(
-                    "Acl",
-                    name,
-                    &format!("principal: {{ userRef: {name} }}, {rules}"),
-                )),
-        )?;
-        ready_because(kubectl, &user, "Synced")?;
-        ready_because(kubectl, &acl, "Synced")?;
-        let pod = ClientPod::start(kubectl, name, Some(name), true)?;
-        ensure!(
-            writes(&pod)?,
-            "{name} cannot write before anything happened"
-        );
-        patch(kubectl, &user, r#"{"spec":{"suspended":true}}"#)?;
-        ready_because(kubectl, &user, "Suspended")?;
-        ensure!(!writes(&pod)?, "{name} still writes while suspended");
-        patch(kubectl, &user, r#"{"spec":{"suspended":false}}"#)?;
-        ready_because(kubectl, &user, "Synced")?;
-        ensure!(
-            writes(&pod)?,
-            "{name} cannot write after it was let in again"
-        );
-        // The rules stay: what stops the workload is that its user is gone.
-        delete(kubectl, &[&user])?;
-        ensure!(!writes(&pod)?, "{name} still writes after it was deleted");
-        delete(kubectl, &[&acl, &format!("pod/{name}")])?;
-    }
-    Ok(())
+    // Each waits for kubelets and for clients that give up, so they go side by side.
+    std::thread::scope(|threads| {
+        [("erin", "ScramSha512"), ("frank", "MutualTls")]
+            .map(|(name, kind)| threads.spawn(move || is_let_in_and_out(kubectl, name, kind)))
+            .into_iter()
+            .try_for_each(|thread| {
+                let panicked = |_| anyhow::anyhow!("a user's thread panicked");
+                thread.join().map_err(panicked)?
+            })
+    })
+}
+
+fn is_let_in_and_out(kubectl: &Kubectl, name: &str, kind: &str) -> Result<()> {
+    let user = format!("user.palisade.dev/{name}");
+    let acl = format!("acl.palisade.dev/{name}");
+    let rules =
+        "rules: [{ resource: { type: Topic, name: user-events }, operations: [Write, Describe] }]";
+    kubectl.apply(
+        &(object("User", name, &format!("authentication: {{ type: {kind} }}"))
+            + &object(
+                "Acl",
+                name,
+                &format!("principal: {{ userRef: {name} }}, {rules}"),
+            )),
+    )?;
+    ready_because(kubectl, &user, "Synced")?;
+    ready_because(kubectl, &acl, "Synced")?;
+    let pod = ClientPod::start(kubectl, name, Some(name), true)?;
+    ensure!(
+        writes(&pod)?,
+        "{name} cannot write before anything happened"
+    );
+    patch(kubectl, &user, r#"{"spec":{"suspended":true}}"#)?;
+    ready_because(kubectl, &user, "Suspended")?;
+    ensure!(!writes(&pod)?, "{name} still writes while suspended");
+    patch(kubectl, &user, r#"{"spec":{"suspended":false}}"#)?;
+    ready_because(kubectl, &user, "Synced")?;
+    ensure!(
+        writes(&pod)?,
+        "{name} cannot write after it was let in again"
+    );
+    // The rules stay: what stops the workload is that its user is gone.
+    delete(kubectl, &[&user])?;
+    ensure!(!writes(&pod)?, "{name} still writes after it was deleted");
+    delete(kubectl, &[&acl, &format!("pod/{name}")])
 }
 
 /// Of two topics that claim one name the older counts, and the other follows when it is gone; partitions grow in place.
