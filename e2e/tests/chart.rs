@@ -86,6 +86,10 @@ fn values_that_mean_nothing_are_refused() {
             "value must be one of 'Always', 'IfNotPresent', 'Never'",
         ),
         ("watchNamespaces[0]=Team_A", "does not match pattern"),
+        (
+            "broker.imagePullSecrets={one,T_wo}",
+            "does not match pattern",
+        ),
     ] {
         let message = refuse(
             helm()
@@ -94,6 +98,21 @@ fn values_that_mean_nothing_are_refused() {
         );
         assert!(message.contains(complaint), "{value}: {message}");
     }
+}
+
+#[test]
+fn brokers_are_told_where_credentials_for_their_image_are() {
+    let told = |arguments: &[&str]| -> Option<String> {
+        let objects = rendered(arguments);
+        let deployment = objects.iter().find(|one| one["kind"] == "Deployment");
+        let environment = &deployment.unwrap()["spec"]["template"]["spec"]["containers"][0]["env"];
+        let variables = environment.as_array().unwrap().iter();
+        let mut found = variables.filter(|one| one["name"] == "PALISADE_BROKER_IMAGE_PULL_SECRETS");
+        Some(found.next()?["value"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(told(&[]), None);
+    let two = told(&["--set", "broker.imagePullSecrets={one,two.b}"]);
+    assert_eq!(two.as_deref(), Some("one,two.b"));
 }
 
 #[test]

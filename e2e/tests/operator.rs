@@ -113,6 +113,7 @@ impl Bench {
             settings: Settings {
                 broker_image: "palisade.local/broker:dev".to_owned(),
                 image_pull_policy: "Never".to_owned(),
+                image_pull_secrets: Vec::new(),
                 operator_namespace: "palisade-system".to_owned(),
             },
             recorder: Recorder::new(client.clone(), Reporter::from("palisade-operator")),

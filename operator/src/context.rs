@@ -17,6 +17,8 @@ pub struct Settings {
     pub broker_image: String,
     /// When kubelets pull it: `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
+    /// Names of Secrets with credentials for it, in the namespace of the cluster.
+    pub image_pull_secrets: Vec<String>,
     /// Namespace the operator runs in; its pods are admitted to the brokers' own ports.
     pub operator_namespace: String,
 }

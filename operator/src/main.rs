@@ -35,6 +35,14 @@ struct Arguments {
     /// When kubelets pull the broker's image.
     #[arg(long, env = "PALISADE_BROKER_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
     broker_image_pull_policy: String,
+    /// Secrets with credentials for the broker's image, in the namespaces of clusters, separated by commas.
+    #[arg(
+        long,
+        env = "PALISADE_BROKER_IMAGE_PULL_SECRETS",
+        value_delimiter = ',',
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    broker_image_pull_secrets: Vec<String>,
     /// Namespace the operator runs in; the lease is kept there, and its pods are admitted to the brokers' own ports.
     #[arg(
         long,
@@ -133,6 +141,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         settings: Settings {
             broker_image: arguments.broker_image,
             image_pull_policy: arguments.broker_image_pull_policy,
+            image_pull_secrets: arguments.broker_image_pull_secrets,
             operator_namespace: arguments.namespace,
         },
         metrics,

@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// What is logged when `PALISADE_LOG` does not say otherwise; the Raft engine is chatty at `info`.
-const DEFAULT_FILTER: &str = "info,openraft=warn";
+/// What is logged when `PALISADE_LOG` does not say otherwise. The Raft engine warns of every heartbeat that is late, which on a busy machine drowns the rest; what follows
+/// from it (lost connections, changes of leadership) the broker reports itself.
+const DEFAULT_FILTER: &str = "info,openraft=error";
 
 /// Starts logging; a second call changes nothing.
 pub fn start() {

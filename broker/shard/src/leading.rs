@@ -6,6 +6,7 @@ use openraft::{
     Instant as _, Raft, ServerState, async_runtime::watch::WatchReceiver,
     raft::TransferLeaderRequest,
 };
+use palisade_log::ShardId;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio::{
@@ -159,7 +160,9 @@ pub(crate) async fn follow<S: StateMachine>(
             is_lost: gone.is_some_and(|(node, at)| Some(node) == leader && at >= heard),
             limit,
         });
+        let before = *standing.leadership.borrow();
         announce(&standing, leads, &verdict, limit);
+        report(config.id, before, &verdict);
         if raft.metrics().borrow_watched().running_state.is_err() {
             standing.end();
             return;
@@ -175,6 +178,20 @@ pub(crate) async fn follow<S: StateMachine>(
             standing.end();
             return;
         }
+    }
+}
+
+/// Says what operators of a cluster want to find in the log afterwards: who led when.
+fn report(shard: ShardId, before: Option<Leadership>, verdict: &Verdict) {
+    match (before, verdict.leadership) {
+        (Some(before), None) => {
+            let (term, is_cut_off) = (before.term, verdict.is_cut_off);
+            tracing::info!(%shard, term, is_cut_off, "this broker does not lead the shard any more");
+        }
+        (before, Some(now)) if before != Some(now) => {
+            tracing::info!(%shard, term = now.term, "this broker leads the shard");
+        }
+        _ => {}
     }
 }
 

@@ -319,6 +319,7 @@ mod tests {
         let settings = Settings {
             broker_image: "b".to_owned(),
             image_pull_policy: "Never".to_owned(),
+            image_pull_secrets: Vec::new(),
             operator_namespace: "o".to_owned(),
         };
         let mut set = stateful_set::build(&owner, &cluster, &settings, None);

@@ -10,10 +10,10 @@ use k8s_openapi::{
         },
         core::v1::{
             Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-            HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-            SeccompProfile, SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume,
-            VolumeMount, VolumeResourceRequirements,
+            HTTPGetAction, LocalObjectReference, ObjectFieldSelector, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext,
+            TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{
@@ -118,6 +118,7 @@ fn template(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> Po
                 }),
                 ..PodSecurityContext::default()
             }),
+            image_pull_secrets: pull_secrets(settings),
             containers: vec![container(owner, cluster, settings)],
             volumes: Some(volumes(cluster)),
             node_selector: non_empty(placement.node_selector),
@@ -128,6 +129,12 @@ fn template(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> Po
             ..PodSpec::default()
         }),
     }
+}
+
+fn pull_secrets(settings: &Settings) -> Option<Vec<LocalObjectReference>> {
+    let names = settings.image_pull_secrets.iter().cloned();
+    let secrets: Vec<_> = names.map(|name| LocalObjectReference { name }).collect();
+    (!secrets.is_empty()).then_some(secrets)
 }
 
 /// How the brokers spread over nodes: as the template says; where it says nothing of where they go, no two on one node if there are others.
@@ -313,6 +320,7 @@ mod tests {
         Settings {
             broker_image: "palisade.local/broker:dev".to_owned(),
             image_pull_policy: "Never".to_owned(),
+            image_pull_secrets: vec!["registry".to_owned()],
             operator_namespace: "palisade-system".to_owned(),
         }
     }
@@ -339,6 +347,15 @@ mod tests {
         );
         assert_eq!(spec.automount_service_account_token, Some(false));
         assert_eq!(spec.host_network, None);
+    }
+
+    #[test]
+    fn kubelets_are_told_where_credentials_for_the_image_are() {
+        let names = |spec: PodSpec| {
+            let secrets = spec.image_pull_secrets.into_iter().flatten();
+            secrets.map(|secret| secret.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(pod(&fixture()).spec.unwrap()), ["registry"]);
     }
 
     #[test]
