@@ -29,7 +29,7 @@
 //! ```
 //!
 //! Batches are numbered without gaps across all files. The first batch of a file repeats what must outlive older files:
-//! how far each shard was released, and the newest record of each sticky kind. Of a shard that is forgotten nothing is repeated, and what lies before the record
+//! how far each shard was released, and the newest record of each sticky kind. Of a shard that is forgotten only what was kept is repeated, and what lies before the record
 //! that says so does not count; since files leave in their order, that record is there for as long as anything before it.
 //!
 //! # Recovery

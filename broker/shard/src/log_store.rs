@@ -72,6 +72,10 @@ struct State {
     keep: Option<usize>,
     /// Up to where the log is about to be purged.
     unwanted: Option<u64>,
+    /// The place of the newest snapshot that was begun to be installed.
+    installing: Option<LogId>,
+    /// The replica was deleted: what is still under way writes nothing any more.
+    is_deleted: bool,
 }
 
 /// What a replica that is behind may do with the log.
@@ -116,9 +120,12 @@ impl LogStore {
         }
     }
 
-    /// What is to be kept of this replica when it is deleted; see [`kept`].
+    /// What is to be kept of this replica when it is deleted; see [`kept`]. Nothing of it is written from now on: the engine's task may have ended, but a snapshot that
+    /// was being installed still is.
     pub(crate) fn promise(&self) -> Vec<WalRecord> {
-        self.state.lock().promise(self.shard)
+        let mut state = self.state.lock();
+        state.is_deleted = true;
+        state.promise(self.shard)
     }
 
     /// Up to where the log of a deleted replica went that was here before this one, while this one's is shorter. As long as that is so, this replica's consent to an
@@ -192,6 +199,10 @@ impl LogStore {
         membership: StoredMembership,
     ) -> io::Result<()> {
         let place = Purged { at, membership };
+        {
+            let mut state = self.state.lock();
+            state.installing = state.installing.max(Some(at));
+        }
         self.write(vec![codec::installing_record(self.shard, &place)])
             .await
     }
@@ -199,7 +210,10 @@ impl LogStore {
     async fn write_beginning(&self, begun: Purged) -> io::Result<()> {
         self.write(vec![codec::purged_record(self.shard, &begun)])
             .await?;
-        self.wal.release(self.shard, begun.at.index);
+        let state = self.state.lock();
+        if !state.is_deleted {
+            self.wal.release(self.shard, begun.at.index);
+        }
         Ok(())
     }
 
@@ -265,10 +279,17 @@ impl LogStore {
 
     async fn write(&self, records: Vec<WalRecord>) -> io::Result<()> {
         let (done, written) = oneshot::channel();
-        self.wal.append_waiting(records, move |result| {
-            // Nobody to tell: the shard was dropped meanwhile.
-            let _ = done.send(result);
-        });
+        {
+            // Held, so that nothing comes behind the record by which the replica is forgotten.
+            let state = self.state.lock();
+            if state.is_deleted {
+                return Err(io::Error::other("the replica was deleted"));
+            }
+            self.wal.append_waiting(records, move |result| {
+                // Nobody to tell: the shard was dropped meanwhile.
+                let _ = done.send(result);
+            });
+        }
         written.await.map_err(io::Error::other)?.map_err(into_io)
     }
 }
@@ -294,6 +315,7 @@ impl State {
                 }
                 codec::INSTALLING => {
                     let place = codec::read_purged(&record.meta).map_err(refused)?;
+                    state.installing = Some(place.at);
                     if applied.map(|at| log_id(at.term, at.index)) == Some(place.at) {
                         state.begin_after(place, true);
                     }
@@ -319,7 +341,8 @@ impl State {
             committed: false,
             ..vote
         });
-        let last = self.promised.max(self.cache.last());
+        // Whether a snapshot was taken over to its end does not matter: whoever is to be elected has more.
+        let last = self.promised.max(self.cache.last()).max(self.installing);
         let vote = vote.map(|vote| codec::vote_record(shard, &vote));
         let last = last.map(|last| codec::promised_record(shard, &last));
         vote.into_iter().chain(last).collect()
@@ -378,15 +401,7 @@ impl State {
 /// # Errors
 /// [`ShardError::Record`].
 pub fn kept(shard: ShardId, records: Vec<WalRecord>) -> Result<Vec<WalRecord>, ShardError> {
-    let places = records
-        .iter()
-        .filter(|record| record.kind == codec::INSTALLING)
-        .filter_map(|record| Some(codec::read_purged(&record.meta).ok()?.at));
-    // Whether that snapshot was taken over does not matter: whoever is to be elected has more.
-    let installing = places.max();
-    let mut state = State::recover(shard, records, None)?;
-    state.promised = state.promised.max(installing);
-    Ok(state.promise(shard))
+    Ok(State::recover(shard, records, None)?.promise(shard))
 }
 
 /// Whether these records of a shard are what [`kept`] leaves.

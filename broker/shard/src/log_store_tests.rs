@@ -155,3 +155,64 @@ async fn what_is_released_stays_for_replicas_until_it_is_purged() {
         "it is told to send a snapshot now"
     );
 }
+
+#[tokio::test]
+async fn what_a_deleted_replica_promised_outlives_it_until_the_next_one_has_as_much() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(&dir, None).unwrap();
+    let vote = Vote {
+        leader_id: crate::raft_types::LeaderId {
+            term: 3,
+            voted_for: 7,
+        },
+        committed: true,
+    };
+    RaftLogStorage::<Types<()>>::save_vote(&mut log, &vote)
+        .await
+        .unwrap();
+    append(&log, 2, 0..4).await;
+    cut(&mut log, Some(log_id(2, 1))).await;
+    append(&log, 3, 2..3).await;
+    let promise = log.promise();
+    assert!(is_kept(&promise));
+    // Something was still under way.
+    log.release(log_id(3, 2), members()).await.unwrap_err();
+    let (done, forgotten) = oneshot::channel();
+    let keep = promise.clone();
+    log.wal
+        .forget(SHARD, keep, |outcome| done.send(outcome).unwrap());
+    forgotten.await.unwrap().unwrap();
+    drop(log);
+
+    let options = WalOptions {
+        file_bytes: 1 << 20,
+        ..WalOptions::new(dir.path().to_owned())
+    };
+    let (wal, records) = Wal::open(options, keys()).unwrap();
+    drop(wal);
+    assert_eq!(records, promise);
+    assert_eq!(kept(SHARD, records).unwrap(), promise, "as often as asked");
+    let log = open(&dir, None).unwrap();
+    let voted = log.vote().unwrap();
+    assert_eq!((voted.leader_id, voted.committed), (vote.leader_id, false));
+    assert_eq!(log.lacks(), Some(log_id(3, 2)));
+    append(&log, 2, 0..3).await;
+    assert_eq!(
+        log.lacks(),
+        Some(log_id(3, 2)),
+        "as long, but of an older term"
+    );
+    append(&log, 3, 3..4).await;
+    assert_eq!(log.lacks(), None);
+}
+
+#[test]
+fn a_snapshot_that_was_being_installed_counts_as_promised() {
+    let place = Purged {
+        at: log_id(4, 90),
+        membership: members(),
+    };
+    let records = vec![codec::installing_record(SHARD, &place)];
+    let promise = kept(SHARD, records).unwrap();
+    assert_eq!(promise, [codec::promised_record(SHARD, &log_id(4, 90))]);
+}

@@ -7,7 +7,8 @@ use thiserror::Error;
 
 use crate::NodeId;
 
-/// How a shard of which nothing is found here comes into being. A replica that has a log knows its peers from there, and ignores this.
+/// How a shard of which nothing is found here comes into being. A replica that has a log knows its peers from there, and one that
+/// follows a deleted one waits for them: both ignore this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Formation {
     /// This broker is the only voter, and leads at once.

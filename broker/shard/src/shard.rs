@@ -77,7 +77,7 @@ pub struct Shard<S: StateMachine> {
 
 impl<S: StateMachine> Shard<S> {
     /// Starts a shard with what the write-ahead log holds of it (`recovered`, in its order) and the state machine as found on disk. A shard of which nothing is
-    /// found comes into being as `formation` says.
+    /// found, not even what a deleted replica promised, comes into being as `formation` says.
     ///
     /// # Errors
     /// [`ShardError`] when the log cannot be read or does not fit the state machine's checkpoint.
@@ -119,9 +119,11 @@ impl<S: StateMachine> Shard<S> {
             patience: config.timing.election_max * 8,
             next: AtomicU64::new(first_number()),
         });
+        let mut engine = engine_config(&config).map_err(stopped)?;
+        engine.enable_elect = log.lacks().is_none();
         let raft = Raft::new(
             config.node.0,
-            Arc::new(engine_config(&config).map_err(stopped)?),
+            Arc::new(engine),
             peers,
             log.clone(),
             Machine {
@@ -130,7 +132,6 @@ impl<S: StateMachine> Shard<S> {
         )
         .await
         .map_err(|error| stopped(error.to_string()))?;
-        raft.runtime_config().elect(log.lacks().is_none());
         shared.started.store(true, Ordering::Release);
         let (proposals, queue) = mpsc::unbounded_channel();
         let (receiver, steps) = Receiver::new();
@@ -378,7 +379,8 @@ impl<S: StateMachine> Shard<S> {
         Ok(position(&at))
     }
 
-    /// What [`Wal::forget`] has to keep of this replica when it is deleted, and a later one has to be started with. To be asked when the replica has stopped.
+    /// What [`Wal::forget`] has to keep of this replica when it is deleted, and a later one has to be started with. To be asked when the replica has stopped; nothing of
+    /// it is written any more.
     #[must_use]
     pub fn promise(&self) -> Vec<WalRecord> {
         self.shared.log.promise()

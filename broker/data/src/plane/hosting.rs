@@ -143,8 +143,10 @@ impl DataPlane {
             return Err(DataError::Shard("it is no data shard".to_owned()));
         }
         // What is left of a replica that was given up must not meet the new one.
-        if self.found()?.1.contains(&shard) {
-            self.forget(shard).await?;
+        let (hosted, removed) = self.found()?;
+        let is_given_up = self.promises.lock().contains_key(&shard);
+        if removed.contains(&shard) || (is_given_up && hosted.contains(&shard)) {
+            self.remove(shard).await?;
         }
         let (machine, data) = handle::open(self.setup(shard)).await?;
         self.sync_dir()?;
@@ -158,8 +160,8 @@ impl DataPlane {
     }
 
     /// Stops the replica of a shard and deletes everything of it, if its peers do not count on it any more: `let_go`, which has to ask them when it is polled and
-    /// not before, says so. Nothing that they send reaches the replica meanwhile. So what it promised before the question counts for nothing, as it was no member
-    /// then, and after the question it promises nothing: whoever adds it again finds it empty. Whether it was deleted.
+    /// not before, says so. Nothing that they send reaches the replica meanwhile, so it promises nothing after the question. What it promised before counts for who
+    /// has not heard yet that it is no member any more, and is kept for a replica that comes back. Whether it was deleted.
     ///
     /// # Errors
     /// Trouble with the disk; the replica is stopped all the same, and another call, or the next start, goes on.
@@ -188,18 +190,23 @@ impl DataPlane {
             self.leaders
                 .send_if_modified(|leaders| Arc::make_mut(leaders).remove(&shard).is_some());
         }
+        // Who still reads finds nothing from now on, instead of files that are gone.
+        for slot in handle.iter().flat_map(|handle| handle.data.slots()) {
+            if let Some(partition) = slot.partition() {
+                partition.log.retire();
+            }
+        }
+        self.remove(shard).await
+    }
+
+    /// Removes what is on disk of a replica that was given up, but for what it promised.
+    async fn remove(&self, shard: ShardId) -> Result<(), DataError> {
         let (dir, removed) = (self.dir_of(shard), self.removed_dir(shard));
         match self.options.fs.rename(&dir, &removed) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(DataError::Log(LogError::io("rename", &dir)(error)));
             }
             _ => self.sync_dir()?,
-        }
-        // Who still reads finds nothing from now on, instead of files that are gone.
-        for slot in handle.iter().flat_map(|handle| handle.data.slots()) {
-            if let Some(partition) = slot.partition() {
-                partition.log.retire();
-            }
         }
         self.forget(shard).await
     }

@@ -399,56 +399,82 @@ async fn a_replica_moves_away_and_comes_back() {
 /// they are a majority, and it must not be elected, for the records would be lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_comes_back_empty_elects_nobody_who_lacks_what_it_had() {
-    for (restart_before, restart_after) in [(false, false), (true, false), (false, true)] {
-        let mut cluster = Cluster::form(3).await;
-        cluster.add(NodeId::of(3, 1));
-        cluster.start(3).await;
-        let topic = cluster.catalog.create(1, |_| {});
-        let leader = cluster.leader(SHARD).await;
-        let (leaves, away, comes) = ((leader + 1) % 3, (leader + 2) % 3, 3);
-        cluster.cut(away);
-        produce_somewhere(&cluster, topic, &batch("a", 5)).await;
-        cluster
-            .plane(comes)
-            .host(SHARD, Formation::Join)
-            .await
-            .unwrap();
-        let rest = BTreeSet::from([leader, comes].map(|at| cluster.brokers[at].id));
-        let leads = cluster.plane(leader);
-        leads.set_members(SHARD, rest).await.unwrap();
-        drop(leads);
+    tokio::join!(
+        comes_back_empty(Restart::Never),
+        comes_back_empty(Restart::Within),
+        comes_back_empty(Restart::Before),
+        comes_back_empty(Restart::After)
+    );
+}
+
+/// When the broker of a replica that is deleted and comes back ends and starts again.
+#[derive(PartialEq, Eq)]
+enum Restart {
+    Never,
+    /// While the replica is being deleted.
+    Within,
+    /// Before it comes back.
+    Before,
+    After,
+}
+
+async fn comes_back_empty(restart: Restart) {
+    let mut cluster = Cluster::form(3).await;
+    cluster.add(NodeId::of(3, 1));
+    cluster.start(3).await;
+    let topic = cluster.catalog.create(1, |_| {});
+    let leader = cluster.leader(SHARD).await;
+    let (leaves, away, comes) = ((leader + 1) % 3, (leader + 2) % 3, 3);
+    cluster.cut(away);
+    produce_somewhere(&cluster, topic, &batch("a", 5)).await;
+    cluster
+        .plane(comes)
+        .host(SHARD, Formation::Join)
+        .await
+        .unwrap();
+    let rest = BTreeSet::from([leader, comes].map(|at| cluster.brokers[at].id));
+    let leads = cluster.plane(leader);
+    leads.set_members(SHARD, rest).await.unwrap();
+    drop(leads);
+    if restart == Restart::Within {
+        cluster.kill(leaves).await;
+        let dir = cluster.brokers[leaves].bench.data_dir();
+        std::fs::rename(dir.join("shard-1"), dir.join("shard-1.removed")).unwrap();
+        cluster.start(leaves).await;
+        assert!(!dir.join("shard-1.removed").exists());
+    } else {
         let plane = cluster.plane(leaves);
         assert!(plane.unhost(SHARD, async { true }).await.unwrap());
-        drop(plane);
-        if restart_before {
-            cluster.kill(leaves).await;
-            cluster.start(leaves).await;
-        }
-        cluster.cut(leader);
-        cluster.cut(comes);
-        let plane = cluster.plane(leaves);
-        plane.host(SHARD, Formation::Join).await.unwrap();
-        drop(plane);
-        if restart_after {
-            cluster.kill(leaves).await;
-            cluster.start(leaves).await;
-        }
-        cluster.let_in(away);
-        for _ in 0..40 {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            for at in [leaves, away] {
-                assert_eq!(cluster.plane(at).leads(SHARD), None);
-            }
-        }
-        cluster.heal();
-        let leads = cluster.plane(cluster.leader(SHARD).await);
-        let all: BTreeSet<_> = cluster.brokers.iter().map(|broker| broker.id).collect();
-        leads.set_members(SHARD, all).await.unwrap();
-        drop(leads);
-        cluster.settled(SHARD).await;
-        assert_eq!(same_everywhere(&cluster, topic), 1);
-        cluster.shutdown().await;
     }
+    if restart == Restart::Before {
+        cluster.kill(leaves).await;
+        cluster.start(leaves).await;
+    }
+    cluster.cut(leader);
+    cluster.cut(comes);
+    let plane = cluster.plane(leaves);
+    plane.host(SHARD, Formation::Join).await.unwrap();
+    drop(plane);
+    if restart == Restart::After {
+        cluster.kill(leaves).await;
+        cluster.start(leaves).await;
+    }
+    cluster.let_in(away);
+    // An election would take one second.
+    for _ in 0..30 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        for at in [leaves, away] {
+            assert_eq!(cluster.plane(at).leads(SHARD), None);
+        }
+    }
+    cluster.heal();
+    let leads = cluster.plane(cluster.leader(SHARD).await);
+    let all: BTreeSet<_> = cluster.brokers.iter().map(|broker| broker.id).collect();
+    leads.set_members(SHARD, all).await.unwrap();
+    drop(leads);
+    cluster.settled(SHARD).await;
+    assert_eq!(same_everywhere(&cluster, topic), 1);
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
