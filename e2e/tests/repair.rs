@@ -20,9 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TOPIC: &str = "kept";
 const PARTITIONS: usize = 3;
 /// Records that are produced at a time until every replica has [`SEGMENTS`] of each partition, and how often at most.
-const LOT: usize = 20_000;
-const LOTS: usize = 12;
-const SEGMENTS: usize = 6;
+const LOT: usize = 10_000;
+const LOTS: usize = 24;
+const SEGMENTS: usize = 5;
 /// Batches of 50 that are produced while damage is met.
 const ROUNDS: usize = 40;
 
