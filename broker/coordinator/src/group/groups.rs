@@ -13,6 +13,9 @@ use super::{
     },
 };
 
+/// Most protocols a member may offer; clients offer one to three. What all members have in common is looked for by comparing them.
+const MAX_PROTOCOLS: usize = 64;
+
 /// All groups that a broker coordinates, and when time next changes one of them.
 #[derive(Debug)]
 pub struct Groups {
@@ -64,7 +67,7 @@ impl Groups {
             .iter()
             .map(|(name, metadata)| name.len() + metadata.len())
             .sum();
-        if bytes > self.settings.max_member_bytes {
+        if bytes > self.settings.max_member_bytes || request.protocols.len() > MAX_PROTOCOLS {
             return Err(GroupError::TooLarge);
         }
         if self.groups.contains_key(&request.group) {

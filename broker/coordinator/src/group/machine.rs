@@ -199,7 +199,10 @@ impl Group {
             for member in self.members.values_mut() {
                 member.assignment = Bytes::new();
                 if let Some(ticket) = member.awaiting_sync.take() {
-                    member.session_ends = Some(now + member.session_timeout);
+                    // Who has joined again meanwhile waits for the others, and cannot show that it is there.
+                    if member.awaiting_join.is_none() {
+                        member.session_ends = Some(now + member.session_timeout);
+                    }
                     effects.push(Effect::Sync {
                         ticket,
                         answer: Err(GroupError::RebalanceInProgress),

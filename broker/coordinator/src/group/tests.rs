@@ -568,6 +568,11 @@ fn limits_are_kept() {
         ..request("")
     };
     assert_eq!(join_error(broker.joined(large)), GroupError::TooLarge);
+    let many = JoinRequest {
+        protocols: (0..65).map(|_| (String::new(), Bytes::new())).collect(),
+        ..request("")
+    };
+    assert_eq!(join_error(broker.joined(many)), GroupError::TooLarge);
     let part = "x".repeat(101);
     let assigned = broker.synced(sync_request(&leader, 2, &[(&leader, &part)]));
     assert_eq!(assigned, Err(GroupError::TooLarge));
