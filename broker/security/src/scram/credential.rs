@@ -21,6 +21,9 @@ pub const MAX_ITERATIONS: u32 = 16_384;
 pub const DEFAULT_ITERATIONS: u32 = 4096;
 
 const SALT_BYTES: usize = 32;
+/// Users that the operator made have salts of so many bytes, and iterations drawn from the range below. Who has no credential must look the same.
+const DECOY_SALT_BYTES: usize = 24;
+const DECOY_ITERATIONS: std::ops::Range<u32> = 4_097..8_192;
 /// Longest salt that is stored; tools send 20 to 32 bytes.
 const MAX_SALT_BYTES: usize = 256;
 
@@ -237,10 +240,14 @@ impl Decoy {
             bytes.truncate(length);
             bytes
         };
+        let drawn = derived(b"iterations")
+            .iter()
+            .take(4)
+            .fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
         ScramCredential {
             mechanism,
-            salt: sized(b"salt", SALT_BYTES),
-            iterations: DEFAULT_ITERATIONS,
+            salt: sized(b"salt", DECOY_SALT_BYTES),
+            iterations: DECOY_ITERATIONS.start + drawn % DECOY_ITERATIONS.len() as u32,
             stored_key: sized(b"stored", mechanism.hash_len()),
             server_key: sized(b"server", mechanism.hash_len()),
         }
