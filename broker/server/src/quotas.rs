@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use palisade_security::quota::{QuotaKey, QuotaMeters, QuotaSet, RateMeter};
+use palisade_security::quota::{
+    QuotaKey, QuotaMeters, QuotaSet, RateMeter, SAMPLE_WINDOW, SAMPLES,
+};
 use parking_lot::Mutex;
 
 /// Addresses whose connection rate is remembered; beyond it the idle ones are forgotten.
@@ -42,6 +44,23 @@ impl Quotas {
                 .lock()
                 .record(Instant::now(), key, &limit, amount),
         }
+    }
+
+    /// How much a client may use in a whole window, the most that it can ever have at once; `None`: no limit.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "limits are positive, and one beyond the range is none"
+    )]
+    pub(crate) fn window(
+        &self,
+        set: &QuotaSet,
+        client: Client<'_>,
+        key: QuotaKey,
+    ) -> Option<usize> {
+        let window = SAMPLE_WINDOW * (SAMPLES - 1);
+        let limit = set.limit(key, client.user, client.client_id)?;
+        Some((limit.value * window.as_secs_f64()) as usize)
     }
 
     /// Takes back what was counted.
@@ -109,6 +128,13 @@ mod tests {
         set
     }
 
+    fn client(client_id: &str) -> Client<'_> {
+        Client {
+            user: "alice",
+            client_id,
+        }
+    }
+
     #[test]
     fn only_the_client_over_its_limit_waits() {
         let quotas = Quotas::default();
@@ -117,16 +143,24 @@ mod tests {
             QuotaKey::ProducerByteRate,
             1000.0,
         );
-        let client = |client_id| Client {
-            user: "alice",
-            client_id,
-        };
         let record = |client_id, amount| {
             quotas.record(&set, client(client_id), QuotaKey::ProducerByteRate, amount)
         };
         assert_eq!(record("client-1", 100.0), Duration::ZERO);
         assert!(record("client-1", 100_000.0) > Duration::from_secs(1));
         assert_eq!(record("client-2", 100_000.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_window_allows_may_be_used_at_once_and_no_more() {
+        let quotas = Quotas::default();
+        let key = QuotaKey::ConsumerByteRate;
+        let set = set(&[("client-id", "client-1")], key, 1000.0);
+        assert_eq!(quotas.window(&set, client("client-2"), key), None);
+        assert_eq!(quotas.window(&set, client("client-1"), key), Some(10_000));
+        let record = |amount| quotas.record(&set, client("client-1"), key, amount);
+        assert_eq!(record(10_000.0), Duration::ZERO);
+        assert!(record(500.0) > Duration::ZERO);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Topics have configs of their own; the brokers share dynamic defaults for them (resource `""`). What a broker reads from its
 //! configuration file is not among them. One broker alone has a single config, [`super::draining`].
 
+use std::collections::HashSet;
+
 use kafka_protocol::{
     messages::{
         AlterConfigsRequest, AlterConfigsResponse, DescribeConfigsRequest, DescribeConfigsResponse,
@@ -46,9 +48,11 @@ pub(super) fn plain(error: KafkaError) -> Refusal {
 }
 
 pub(crate) fn describe(ctx: &Context, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
+    let mut seen = HashSet::new();
     let results = request
         .resources
         .iter()
+        .filter(|resource| seen.insert((resource.resource_type, &resource.resource_name)))
         .map(|resource| {
             let result = DescribeConfigsResult::default()
                 .with_resource_type(resource.resource_type)

@@ -5,7 +5,7 @@
 //! A consumer may read from any replica (KIP-392), which serves what has been applied there; the leader sends one that names its rack to a replica in that
 //! rack.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use bytes::Bytes;
 use kafka_protocol::messages::{
@@ -98,10 +98,16 @@ pub(crate) async fn handle(
     } else {
         Isolation::ReadUncommitted
     };
+    let mut seen = HashSet::new();
     let topics: Vec<(FetchTopic, Vec<Wanted>)> = request
         .topics
         .into_iter()
-        .map(|asked| {
+        .map(|mut asked| {
+            let name = (asked.topic.clone(), asked.topic_id);
+            // As Kafka's brokers, which keep what a client wants by partition.
+            asked
+                .partitions
+                .retain(|partition| seen.insert((name.clone(), partition.partition)));
             let topic = if follower {
                 Err(KafkaError::TopicAuthorizationFailed)
             } else {
@@ -121,6 +127,7 @@ pub(crate) async fn handle(
     let wanted: Vec<&Wanted> = topics.iter().flat_map(|(_, wanted)| wanted).collect();
     let limit = usize::try_from(request.max_bytes)
         .unwrap_or(0)
+        .min(affordable(ctx))
         .clamp(1, MAX_ANSWER_BYTES);
     let min_bytes = usize::try_from(request.min_bytes).unwrap_or(0).min(limit);
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(MAX_WAIT);
@@ -269,12 +276,23 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
                 })
                 .map_err(|error| of_data(&error))
             }
-            Ok(target) => {
-                let room = if left == 0 {
-                    1
-                } else {
-                    target.max_bytes.min(left)
+            // Nothing more has room: no batch is read for nothing.
+            Ok(target) if left == 0 => {
+                let (data, topic, index) = (&ctx.broker.data, target.topic, target.index);
+                let ends = match target.leading {
+                    true => data.offsets_of(topic, index),
+                    false => data.offsets_here(topic, index),
                 };
+                ends.map(|(start, end)| Read {
+                    records: None,
+                    start,
+                    end,
+                    stable: end,
+                })
+                .map_err(|error| of_data(&error))
+            }
+            Ok(target) => {
+                let room = target.max_bytes.min(left);
                 one(ctx, target, room, isolation).map(|fetched| {
                     let is_over = pass.bytes > 0 && fetched.records.len() > left;
                     let is_empty = fetched.records.is_empty();
@@ -351,21 +369,34 @@ fn answer(
     }
 }
 
+/// Most bytes that the client may have at once. More than its quota allows in a whole window would never be sent: it would be told to wait for it each time.
+fn affordable(ctx: &Context) -> usize {
+    let (quotas, set) = (&ctx.broker.quotas, &ctx.image.quotas);
+    let window = ctx
+        .client()
+        .and_then(|client| quotas.window(set, client, QuotaKey::ConsumerByteRate));
+    window.unwrap_or(usize::MAX)
+}
+
 /// Meters the answer; true when the client has to wait first, and then nothing is counted.
 #[expect(clippy::cast_precision_loss, reason = "no answer has 2^52 bytes")]
 fn charge(ctx: &Context, bytes: usize) -> bool {
     let Some(client) = ctx.client() else {
         return false;
     };
+    let key = QuotaKey::ConsumerByteRate;
     let (quotas, set, amount) = (&ctx.broker.quotas, &ctx.image.quotas, bytes as f64);
-    let wait = quotas.record(set, client, QuotaKey::ConsumerByteRate, amount);
+    let owes_nothing = quotas.record(set, client, key, 0.0).is_zero();
+    let wait = quotas.record(set, client, key, amount);
     if wait.is_zero() {
         return false;
     }
-    quotas.take_back(set, client, QuotaKey::ConsumerByteRate, amount);
-    ctx.broker
-        .metrics
-        .throttled(QuotaKey::ConsumerByteRate.as_str(), wait);
+    ctx.broker.metrics.throttled(key.as_str(), wait);
     ctx.throttle(wait);
+    // A single batch may be worth more than a whole window: the client gets it, and waits afterwards.
+    if owes_nothing && bytes > affordable(ctx) {
+        return false;
+    }
+    quotas.take_back(set, client, key, amount);
     true
 }

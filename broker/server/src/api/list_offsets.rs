@@ -1,5 +1,7 @@
 //! ListOffsets (2): offsets by time, and the ends of a log.
 
+use std::collections::HashSet;
+
 use kafka_protocol::messages::{
     ListOffsetsRequest, ListOffsetsResponse,
     list_offsets_request::ListOffsetsPartition,
@@ -20,10 +22,14 @@ const EARLIEST_LOCAL: i64 = -4;
 const LATEST_TIERED: i64 = -5;
 
 pub(crate) fn handle(ctx: &Context, request: ListOffsetsRequest) -> ListOffsetsResponse {
+    let mut seen = HashSet::new();
     let topics = request
         .topics
         .into_iter()
-        .map(|asked| {
+        .map(|mut asked| {
+            asked
+                .partitions
+                .retain(|partition| seen.insert((asked.name.clone(), partition.partition_index)));
             let topic = ctx.topic(Operation::Describe, &asked.name);
             let partitions = asked
                 .partitions

@@ -1,6 +1,6 @@
 //! Groups as administrators see them: DescribeGroups (15), ListGroups (16), DeleteGroups (42).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use kafka_protocol::{
     messages::{
@@ -43,9 +43,11 @@ fn has_offsets(ctx: &Context, group: &str) -> bool {
 }
 
 pub(crate) fn describe(ctx: &Context, request: &DescribeGroupsRequest) -> DescribeGroupsResponse {
+    let mut seen = HashSet::new();
     let groups = request
         .groups
         .iter()
+        .filter(|group| seen.insert(*group))
         .map(|group| {
             let described = describe_one(ctx, group);
             let allowed = described.error_code == 0 && request.include_authorized_operations;

@@ -1,5 +1,7 @@
 //! Metadata (3): brokers, and topics with their partitions.
 
+use std::collections::HashSet;
+
 use kafka_protocol::{
     messages::{
         BrokerId, MetadataRequest, MetadataResponse, TopicName,
@@ -33,10 +35,13 @@ pub(crate) fn handle(ctx: &Context, request: &MetadataRequest) -> MetadataRespon
             .map(|topic| describe(ctx, topic, operations))
             .collect()
     } else {
+        let mut seen = HashSet::new();
         request
             .topics
             .iter()
             .flatten()
+            // What is asked for twice is answered once, as in Kafka: an answer must not be many times as large as the metadata.
+            .filter(|asked| seen.insert((asked.name.clone(), asked.topic_id)))
             .map(|asked| one(ctx, asked, operations))
             .collect()
     };

@@ -1,6 +1,9 @@
 //! Committed offsets: OffsetCommit (8), OffsetFetch (9), OffsetDelete (47).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use kafka_protocol::messages::{
     OffsetCommitRequest, OffsetCommitResponse, OffsetDeleteRequest, OffsetDeleteResponse,
@@ -161,9 +164,11 @@ type FoundTopics = Vec<(kafka_protocol::messages::TopicName, Vec<Found>)>;
 
 pub(crate) fn fetch(ctx: &Context, request: OffsetFetchRequest) -> OffsetFetchResponse {
     if ctx.version >= FETCH_MANY {
+        let mut seen = HashSet::new();
         let groups = request
             .groups
             .into_iter()
+            .filter(|asked| seen.insert(asked.group_id.clone()))
             .map(|asked| {
                 let found = find(ctx, &asked.group_id, asked.topics);
                 let group = OffsetFetchResponseGroup::default().with_group_id(asked.group_id);

@@ -1,5 +1,7 @@
 //! InitProducerId (22) and DescribeProducers (61): idempotent producers.
 
+use std::collections::HashSet;
+
 use kafka_protocol::messages::{
     DescribeProducersRequest, DescribeProducersResponse, InitProducerIdRequest,
     InitProducerIdResponse, ProducerId,
@@ -45,10 +47,14 @@ pub(crate) fn describe(
     ctx: &Context,
     request: DescribeProducersRequest,
 ) -> DescribeProducersResponse {
+    let mut seen = HashSet::new();
     let topics = request
         .topics
         .into_iter()
-        .map(|asked| {
+        .map(|mut asked| {
+            asked
+                .partition_indexes
+                .retain(|index| seen.insert((asked.name.clone(), *index)));
             let topic = ctx.topic(Operation::Read, &asked.name);
             let partitions = asked
                 .partition_indexes

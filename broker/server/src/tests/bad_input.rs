@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
-use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, MetadataRequest};
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
+    GroupId, ListOffsetsRequest, MetadataRequest,
+    describe_configs_request::DescribeConfigsResource,
+    fetch_request::{FetchPartition, FetchTopic},
+    list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+    metadata_request::MetadataRequestTopic,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -49,6 +56,48 @@ async fn a_malformed_request_ends_its_own_connection_only() {
             .await;
         assert_eq!(metadata.brokers.len(), 1);
     }
+}
+
+/// An answer that grew with every repetition could be made as large as the broker's memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_twice_is_answered_once() {
+    let broker = TestBroker::start().await;
+    let mut admin = broker.admin().await;
+    assert_eq!(create_topic(&mut admin, "events").await, 0);
+    let name = || TopicName("events".into());
+
+    let asked = MetadataRequestTopic::default().with_name(Some(name()));
+    let request = MetadataRequest::default().with_topics(Some(vec![asked; 3]));
+    let answer = admin.call(ApiKey::Metadata, 12, &request).await;
+    assert_eq!(answer.topics.len(), 1);
+
+    let partition = ListOffsetsPartition::default().with_timestamp(-1);
+    let asked = ListOffsetsTopic::default()
+        .with_name(name())
+        .with_partitions(vec![partition; 3]);
+    let request = ListOffsetsRequest::default().with_topics(vec![asked; 2]);
+    let answer = admin.call(ApiKey::ListOffsets, 7, &request).await;
+    let topics = answer.topics.iter();
+    assert_eq!(topics.map(|topic| topic.partitions.len()).sum::<usize>(), 1);
+
+    let asked = FetchTopic::default()
+        .with_topic(name())
+        .with_partitions(vec![FetchPartition::default(); 3]);
+    let request = FetchRequest::default().with_topics(vec![asked; 2]);
+    let answer = admin.call(ApiKey::Fetch, 12, &request).await;
+    let topics = answer.responses.iter();
+    assert_eq!(topics.map(|topic| topic.partitions.len()).sum::<usize>(), 1);
+
+    let request = DescribeGroupsRequest::default().with_groups(vec![GroupId("one".into()); 3]);
+    let answer = admin.call(ApiKey::DescribeGroups, 5, &request).await;
+    assert_eq!(answer.groups.len(), 1);
+
+    let asked = DescribeConfigsResource::default()
+        .with_resource_type(2)
+        .with_resource_name("events".into());
+    let request = DescribeConfigsRequest::default().with_resources(vec![asked; 3]);
+    let answer = admin.call(ApiKey::DescribeConfigs, 4, &request).await;
+    assert_eq!(answer.results.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
