@@ -11,6 +11,9 @@ use super::shapes::{Field, Kind};
 /// An element in memory can take fifty times its bytes on the wire; this bounds a request to some tens of megabytes of them.
 pub(super) const MAX_ELEMENTS: usize = 400_000;
 
+/// Longest string, as in Kafka's clients and brokers, whatever a length on the wire could say.
+const MAX_STRING: usize = i16::MAX as usize;
+
 /// Why a request cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -24,6 +27,12 @@ pub enum WalkError {
         needed: usize,
         /// Bytes that are there.
         left: usize,
+    },
+    /// A string that is longer than any may be.
+    #[error("field `{field}` has a string of more than {MAX_STRING} bytes")]
+    LongString {
+        /// The field.
+        field: &'static str,
     },
     /// A length below -1.
     #[error("field `{field}` has the negative length {length}")]
@@ -78,7 +87,11 @@ impl<'a> Walker<'a> {
             Kind::Fixed(size) => self.take(field, *size).map(drop),
             Kind::Str => {
                 let length = if self.flexible {
-                    self.compact_length(field)?
+                    let length = self.compact_length(field)?;
+                    if length.is_some_and(|length| length > MAX_STRING) {
+                        return Err(WalkError::LongString { field });
+                    }
+                    length
                 } else {
                     let length = i16::from_be_bytes(self.array(field)?);
                     Self::length(field, i32::from(length))?
@@ -269,6 +282,13 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "field `topics` announces 300000 elements but only 0 bytes are left"
+        );
+        // One topic, whose name announces 40,000 bytes.
+        let body = [2, 0xc1, 0xb8, 0x02];
+        let error = walk(shape(ApiKey::Metadata).unwrap(), 9, true, &body).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "field `name` has a string of more than 32767 bytes"
         );
         let body = (-7_i32).to_be_bytes();
         let error = walk(shape(ApiKey::Metadata).unwrap(), 1, false, &body).unwrap_err();

@@ -145,6 +145,11 @@ impl<A: Application> Connection<A> {
             if drain_deadline.is_some() && self.in_flight.is_empty() {
                 break;
             }
+            // Whoever is not logged in has so long in all, also when it sends one question after the other.
+            if matches!(self.auth, Auth::Pending(_)) && Instant::now() >= self.read_deadline {
+                self.log_deadline();
+                break;
+            }
             let may_read =
                 drain_deadline.is_none() && !self.serial && self.in_flight.len() < MAX_PIPELINED;
             let reading = may_read && self.muted_until.is_none();
@@ -164,7 +169,7 @@ impl<A: Application> Connection<A> {
             tokio::select! {
                 biased;
                 () = end.cancelled() => {
-                    info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "session ended: its credential was withdrawn");
+                    self.log_withdrawn();
                     break;
                 }
                 () = &mut isolation => {
@@ -175,7 +180,17 @@ impl<A: Application> Connection<A> {
                     if self.in_flight.is_empty() {
                         self.serial = false;
                     }
-                    if self.answer(&mut stream, reply).await.is_err() {
+                    // An answer may be large and its reader slow: who is shut out does not get the rest of it.
+                    let written = tokio::select! {
+                        biased;
+                        () = end.cancelled() => {
+                            self.log_withdrawn();
+                            break;
+                        }
+                        () = &mut isolation => break,
+                        written = self.answer(&mut stream, reply) => written,
+                    };
+                    if written.is_err() {
                         break;
                     }
                 }
@@ -533,6 +548,10 @@ impl<A: Application> Connection<A> {
             }
         }
         Ok(())
+    }
+
+    fn log_withdrawn(&self) {
+        info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "session ended: its credential was withdrawn");
     }
 
     /// The client has a part of an answer, of which the rest cannot be made.

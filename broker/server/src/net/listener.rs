@@ -6,6 +6,7 @@ use palisade_config::Mechanism;
 use palisade_peer::{ALPN as PEER_ALPN, PeerNames, Peers};
 use palisade_security::{Principal, PrincipalMapper};
 use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
 use tokio::{
     io::BufReader,
     net::{TcpListener, TcpSocket, TcpStream},
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     metrics::{ByListener, ByReason},
-    tls::{Endpoint, common_name},
+    tls::{Endpoint, Leaf, common_name},
 };
 
 /// A TLS handshake takes longer only for someone who wants to hold the connection.
@@ -242,6 +243,10 @@ async fn admitted<A: Application>(
     let certificates = stream.get_ref().1.peer_certificates();
     let certificate = match certificates.and_then(|chain| chain.first()) {
         None => None,
+        // A resumed TLS session brings the certificate of the first one along, and nobody looks at its time again.
+        Some(certificate) if is_expired(certificate) => {
+            return failed("the client certificate has expired".to_owned());
+        }
         Some(certificate) => match listener.principal(certificate) {
             Ok(principal) => Some(principal),
             Err(reason) => {
@@ -257,6 +262,10 @@ async fn admitted<A: Application>(
     Connection::new(shared.clone(), listener.clone(), identity)
         .serve(stream)
         .await;
+}
+
+fn is_expired(certificate: &CertificateDer<'_>) -> bool {
+    Leaf::parse(certificate).is_ok_and(|leaf| leaf.not_after <= OffsetDateTime::now_utc())
 }
 
 /// TLS reads 4 KiB at a time by itself, which is a system call for each quarter of a record.
