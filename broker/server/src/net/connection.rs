@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use futures::{StreamExt, stream::FuturesOrdered};
 use kafka_protocol::messages::{ApiKey, RequestKind, ResponseKind};
 use palisade_security::{Principal, ScramMechanism};
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::watch,
@@ -34,6 +35,7 @@ use crate::{
     metrics::{ByListener, ByMechanism},
     sasl,
     session::{Registered, Session},
+    tls::Endpoint,
 };
 
 /// Time from the first byte to an authenticated session.
@@ -59,6 +61,29 @@ pub(super) struct Identity {
     pub(super) peer: SocketAddr,
     pub(super) host: IpAddr,
     pub(super) certificate: Option<Principal>,
+    pub(super) shown: Option<Shown>,
+}
+
+/// The certificates that a client was let in with, and who tells whether it still would be.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) changes: watch::Receiver<()>,
+}
+
+/// Waits until the authority of a client's certificate is trusted no more; for ever when it has shown none.
+async fn distrust(shown: Option<Shown>) {
+    let Some(mut shown) = shown else {
+        return pending().await;
+    };
+    while shown.changes.changed().await.is_ok() {
+        if !shown.endpoint.current().trusts(&shown.chain) {
+            return;
+        }
+    }
+    // The broker is about to end.
+    pending().await
 }
 
 enum Auth {
@@ -140,6 +165,7 @@ impl<A: Application> Connection<A> {
         let end = self.end.clone();
         let mut isolation =
             std::pin::pin!(isolation(self.listener.kind, self.shared.isolated.clone()));
+        let mut distrust = std::pin::pin!(distrust(self.identity.shown.take()));
         let mut drain_deadline = None;
         loop {
             if drain_deadline.is_some() && self.in_flight.is_empty() {
@@ -172,6 +198,10 @@ impl<A: Application> Connection<A> {
                     self.log_withdrawn();
                     break;
                 }
+                () = &mut distrust => {
+                    self.log_distrusted();
+                    break;
+                }
                 () = &mut isolation => {
                     debug!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "closing the connection: the other brokers are not heard");
                     break;
@@ -188,6 +218,10 @@ impl<A: Application> Connection<A> {
                             break;
                         }
                         () = &mut isolation => break,
+                        () = &mut distrust => {
+                            self.log_distrusted();
+                            break;
+                        }
                         written = self.answer(&mut stream, reply) => written,
                     };
                     if written.is_err() {
@@ -548,6 +582,10 @@ impl<A: Application> Connection<A> {
             }
         }
         Ok(())
+    }
+
+    fn log_distrusted(&self) {
+        info!(listener = %self.listener.name, peer = %self.identity.peer, principal = self.who(), "session ended: its certificate is not trusted any more");
     }
 
     fn log_withdrawn(&self) {

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Application, Limiter, Shared,
-    connection::{Connection, Identity},
+    connection::{Connection, Identity, Shown},
     limits::Place,
 };
 use crate::{
@@ -203,6 +203,7 @@ async fn admitted<A: Application>(
             peer,
             host,
             certificate: None,
+            shown: None,
         };
         return Connection::new(shared.clone(), listener.clone(), identity)
             .serve(stream)
@@ -216,6 +217,8 @@ async fn admitted<A: Application>(
             .inc();
         info!(listener = %listener.name, %peer, reason, "TLS handshake failed");
     };
+    // Before the handshake: what changes during it is not missed.
+    let changes = endpoint.changes();
     let acceptor = TlsAcceptor::from(Arc::clone(&endpoint.current().config));
     let handshake = timeout(HANDSHAKE_TIMEOUT, async {
         let mut first = [0];
@@ -254,10 +257,20 @@ async fn admitted<A: Application>(
             }
         },
     };
+    let shown = certificates.map(|chain| Shown {
+        chain: chain
+            .iter()
+            .cloned()
+            .map(CertificateDer::into_owned)
+            .collect(),
+        endpoint: Arc::clone(endpoint),
+        changes,
+    });
     let identity = Identity {
         peer,
         host,
         certificate,
+        shown,
     };
     Connection::new(shared.clone(), listener.clone(), identity)
         .serve(stream)

@@ -209,6 +209,34 @@ async fn a_certificate_is_a_principal_and_never_a_system_one() {
     }
 }
 
+/// A key that leaked is worth nothing once its authority is gone, also to who is connected already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_the_authority_of_its_certificate_is_trusted_no_more() {
+    let broker = TestBroker::start().await;
+    let mut admin = broker.admin().await;
+    let (certificate, key) = client_certificate(&broker, "workload");
+    let ca = broker.path("ca.crt");
+    let identity = Some((certificate.as_str(), key.as_str()));
+    let mut client = Client::connect(broker.address("client"), &ca, identity).await;
+    let anything = MetadataRequest::default();
+    client.call(ApiKey::Metadata, 12, &anything).await;
+
+    let old = std::fs::read_to_string(&ca).unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let new = params.self_signed(&rcgen::KeyPair::generate().unwrap());
+    let new = new.unwrap().pem();
+    std::fs::write(&ca, format!("{old}{new}")).unwrap();
+    // The broker looks at its files twice a second.
+    let ended = timeout(Duration::from_secs(4), client.frame()).await;
+    assert!(ended.is_err(), "both are trusted");
+    client.call(ApiKey::Metadata, 12, &anything).await;
+    std::fs::write(&ca, new).unwrap();
+    let ended = timeout(Duration::from_secs(20), client.frame()).await;
+    assert_eq!(ended.expect("the session ends"), None);
+    admin.call(ApiKey::Metadata, 12, &anything).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_over_its_quota_is_told_to_wait_and_is_made_to() {
     let broker = TestBroker::start().await;

@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use palisade_config::{ClientAuth, TlsConfig};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::load::{Files, Loaded, TlsError, load};
@@ -20,6 +21,8 @@ pub(crate) struct Endpoint {
     /// What the endpoint's owner offers as a client of its peers, if it has any.
     client_alpn: Option<&'static [&'static [u8]]>,
     current: ArcSwap<Loaded>,
+    /// Told after `current` was replaced.
+    changes: watch::Sender<()>,
     watched: Mutex<Watched>,
 }
 
@@ -77,6 +80,7 @@ impl Endpoint {
             alpn,
             client_alpn,
             current: ArcSwap::from_pointee(loaded),
+            changes: watch::Sender::new(()),
             watched: Mutex::new(Watched {
                 loaded: files.digest(),
                 ..Watched::default()
@@ -94,6 +98,12 @@ impl Endpoint {
     #[must_use]
     pub(crate) fn current(&self) -> Arc<Loaded> {
         self.current.load_full()
+    }
+
+    /// Tells of every replacement of [`Endpoint::current`] from now on.
+    #[must_use]
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Looks at the files again; true when new ones are in use now.
@@ -131,6 +141,7 @@ impl Endpoint {
                 );
                 warn_if_expired(&self.name, &loaded);
                 self.current.store(Arc::new(loaded));
+                self.changes.send_replace(());
                 *watched = Watched {
                     loaded: digest,
                     ..Watched::default()

@@ -12,7 +12,7 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject};
 use zeroize::Zeroizing;
 
 use super::{
@@ -112,6 +112,19 @@ pub(crate) struct Loaded {
     pub(crate) leaf: Leaf,
     /// Whom it trusts.
     pub(crate) trust: ClientTrust,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Loaded {
+    /// Whether a client that shows this chain, its own certificate first, would be let in now.
+    pub(crate) fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        chain.split_first().is_some_and(|(leaf, others)| {
+            let verified = self
+                .verifier
+                .verify_client_cert(leaf, others, UnixTime::now());
+            verified.is_ok()
+        })
+    }
 }
 
 pub(super) fn load(
@@ -139,7 +152,7 @@ pub(super) fn load(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(|error| pair(paths, &error))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::clone(&verifier))
         .with_single_cert(chain, key)
         .map_err(|error| pair(paths, &error))?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
@@ -150,6 +163,7 @@ pub(super) fn load(
         client,
         leaf,
         trust,
+        verifier,
     })
 }
 
