@@ -264,20 +264,9 @@ fn read(ctx: &Context, wanted: &[&Wanted], limit: usize, isolation: Isolation) -
         let left = limit.saturating_sub(pass.bytes);
         let result = match &wanted.target {
             Err(error) => Err(*error),
-            // The client turns to that replica at once: it needs no records from here, and waits for none.
-            Ok(target) if target.nearer.is_some() => {
-                pass.is_final = true;
-                let ends = ctx.broker.data.offsets_of(target.topic, target.index);
-                ends.map(|(start, end)| Read {
-                    records: None,
-                    start,
-                    end,
-                    stable: end,
-                })
-                .map_err(|error| of_data(&error))
-            }
-            // Nothing more has room: no batch is read for nothing.
-            Ok(target) if left == 0 => {
+            // A client that has a nearer replica turns to it at once: it needs no records from here, and waits for none. Nor is a batch read that has no room.
+            Ok(target) if target.nearer.is_some() || left == 0 => {
+                pass.is_final |= target.nearer.is_some();
                 let (data, topic, index) = (&ctx.broker.data, target.topic, target.index);
                 let ends = match target.leading {
                     true => data.offsets_of(topic, index),
