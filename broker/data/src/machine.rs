@@ -14,6 +14,7 @@ use std::{
     collections::HashSet,
     panic::resume_unwind,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -35,6 +36,9 @@ use crate::{
     types::DataError,
 };
 
+/// How often a checkpoint closes the files that were not used since: opening one again costs more than keeping it for a while.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Applies the commands of one data shard.
 #[derive(Debug)]
 pub(crate) struct DataMachine {
@@ -42,6 +46,8 @@ pub(crate) struct DataMachine {
     pub(crate) applied: Option<LogPosition>,
     /// A snapshot was not installed to its end: what is in memory may be half of both, and must not become a checkpoint.
     broken: bool,
+    /// When files were closed last that were not in use.
+    closed: Instant,
 }
 
 impl DataMachine {
@@ -105,6 +111,7 @@ impl DataMachine {
                 data: Arc::clone(&data),
                 applied,
                 broken: false,
+                closed: Instant::now(),
             },
             data,
         ))
@@ -317,7 +324,7 @@ impl DataMachine {
     }
 
     /// Syncs every log and stores the manifest. Nothing is appended meanwhile: appends come through this machine.
-    fn save(&self, at: LogPosition) -> Result<(), DataError> {
+    fn save(&mut self, at: LogPosition) -> Result<(), DataError> {
         if let Err(error) = self.data.sync() {
             // It may be for want of file descriptors.
             self.close_idle();
@@ -347,7 +354,10 @@ impl DataMachine {
         };
         self.data.store(&manifest)?;
         self.data.saved(&manifest);
-        self.close_idle();
+        if self.closed.elapsed() >= IDLE {
+            self.closed = Instant::now();
+            self.close_idle();
+        }
         Ok(())
     }
 

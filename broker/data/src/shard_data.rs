@@ -247,17 +247,19 @@ impl ShardData {
         }
     }
 
-    /// Syncs every log, so that a checkpoint right after it has little to do. Blocks.
+    /// Syncs every log, so that a checkpoint right after it has little to do; how many logs had anything to sync. Blocks.
     ///
     /// Several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
-    pub(crate) fn sync(&self) -> Result<(), LogError> {
+    pub(crate) fn sync(&self) -> Result<usize, LogError> {
         let now = now_ms();
         let slots = self.slots();
-        let next = AtomicUsize::new(0);
+        let (next, synced) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Some(partition) = slot.partition() {
-                    partition.log.sync(slot.rolling(), now)?;
+                if let Some(partition) = slot.partition()
+                    && partition.log.sync(slot.rolling(), now)?
+                {
+                    synced.fetch_add(1, Ordering::Relaxed);
                 }
             }
             Ok(())
@@ -273,7 +275,8 @@ impl ShardData {
                 outcome = outcome.and(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
             }
             outcome
-        })
+        })?;
+        Ok(synced.into_inner())
     }
 
     /// Says that a manifest is durable: what it does not need any more goes.

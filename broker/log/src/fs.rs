@@ -251,6 +251,23 @@ pub fn raise_file_limit() -> io::Result<Option<u64>> {
     Ok(limit.current)
 }
 
+/// Has the system write no image of this process to a disk when it crashes, where keys and records would lie in the clear: it ends itself on purpose when a disk
+/// fails.
+///
+/// # Errors
+/// The operating system's.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
+    // A program that takes images through a pipe is not asked by that limit.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
 /// Whether an error says that the disk is full, or the quota used up.
 #[must_use]
 pub fn is_full(error: &io::Error) -> bool {

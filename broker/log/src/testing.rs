@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -34,6 +35,8 @@ struct State {
     space: Option<u64>,
     fail_syncs: bool,
     fail_writes: bool,
+    full_within_writes: bool,
+    before_writes: Option<Arc<dyn Fn() + Send + Sync>>,
     syncs: u64,
     /// Changes of the disk that still succeed; `None` is no limit.
     steps: Option<u64>,
@@ -45,6 +48,8 @@ struct State {
 
 struct Unsynced {
     file: Arc<dyn LogFile>,
+    /// A sync is of the file, through whichever handle it was written.
+    inode: u64,
     position: u64,
     before: Vec<u8>,
 }
@@ -69,6 +74,16 @@ impl FaultFs {
     /// Whether writing to a file fails, after half of the bytes.
     pub fn fail_writes(&self, fail: bool) {
         self.state.lock().fail_writes = fail;
+    }
+
+    /// Whether a write finds no space after half of the bytes, although the file does not grow: as on a file system that writes nothing in its old place.
+    pub fn fill_up_within_writes(&self, full: bool) {
+        self.state.lock().full_within_writes = full;
+    }
+
+    /// Has something happen whenever a file is about to be written to.
+    pub fn before_writes(&self, action: impl Fn() + Send + Sync + 'static) {
+        self.state.lock().before_writes = Some(Arc::new(action));
     }
 
     /// Lets that many more changes of the disk succeed (each write, sync, creation, renaming and removal is one); after them everything fails, until
@@ -112,12 +127,13 @@ impl FaultFs {
         Ok(())
     }
 
-    fn wrap(&self, file: Arc<dyn LogFile>) -> Arc<dyn LogFile> {
-        Arc::new(FaultFile {
+    fn wrap(&self, path: &Path, file: Arc<dyn LogFile>) -> io::Result<Arc<dyn LogFile>> {
+        Ok(Arc::new(FaultFile {
             file,
+            inode: std::fs::metadata(path)?.ino(),
             fs: self.clone(),
             born: self.life.load(Ordering::SeqCst),
-        })
+        }))
     }
 }
 
@@ -139,11 +155,11 @@ impl FileSystem for FaultFs {
         let file = RealFs.create(path)?;
         state.created.push(path.to_path_buf());
         drop(state);
-        Ok(self.wrap(file))
+        self.wrap(path, file)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        RealFs.open(path).map(|file| self.wrap(file))
+        RealFs.open(path).and_then(|file| self.wrap(path, file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -184,6 +200,7 @@ impl FileSystem for FaultFs {
 
 struct FaultFile {
     file: Arc<dyn LogFile>,
+    inode: u64,
     fs: FaultFs,
     born: u64,
 }
@@ -216,6 +233,10 @@ impl LogFile for FaultFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()> {
+        let before = self.fs.state.lock().before_writes.clone();
+        if let Some(before) = before {
+            before();
+        }
         let mut state = self.fs.state.lock();
         self.alive()?;
         state.step()?;
@@ -225,13 +246,17 @@ impl LogFile for FaultFile {
         self.file.read_full_at(&mut before, position)?;
         state.unsynced.push(Unsynced {
             file: Arc::clone(&self.file),
+            inode: self.inode,
             position,
             before,
         });
-        if state.fail_writes {
+        if state.fail_writes || state.full_within_writes {
             let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
             self.file.write_all_at(half, position)?;
-            return Err(io::Error::other("injected write error"));
+            return Err(match state.fail_writes {
+                true => io::Error::other("injected write error"),
+                false => io::ErrorKind::StorageFull.into(),
+            });
         }
         self.file.write_all_at(bytes, position)
     }
@@ -244,9 +269,7 @@ impl LogFile for FaultFile {
             return Err(io::Error::other("injected sync error"));
         }
         state.syncs = state.syncs.saturating_add(1);
-        state
-            .unsynced
-            .retain(|write| !Arc::ptr_eq(&write.file, &self.file));
+        state.unsynced.retain(|write| write.inode != self.inode);
         Ok(())
     }
 

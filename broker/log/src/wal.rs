@@ -36,8 +36,8 @@
 //!
 //! The files are read in order. Since a batch is written only after the one before it is durable, an unreadable batch is
 //! the torn tail of a crash if and only if it is in the last file and no batch follows it: then it is cut off, it was
-//! never acknowledged. Anything else is corruption and stops the start with file and offset. (Damage to the very last
-//! batch looks like a torn tail: only other replicas still have it.)
+//! never acknowledged. Anything else is corruption and stops the start with file and offset. (Damage to the last batches, or
+//! an end that somebody has cut off, looks like a torn tail: only other replicas still have it.)
 //!
 //! A reused file has a new key and frame marker, so what stood in it before can be neither read nor taken for new.
 

@@ -105,10 +105,20 @@ impl DirectoryProvider {
     /// Returns whether anything changed.
     ///
     /// # Errors
-    /// As [`DirectoryProvider::load`].
+    /// As [`DirectoryProvider::load`]. Also when a file holds another key than it did: what is sealed under the first one, which goes by its id, could not be opened
+    /// after the next start. The key in memory stays in use then, and everything else is taken over.
     pub fn reload(&self) -> Result<bool, SealError> {
-        let fresh = read_keys(&self.path)?;
+        let mut fresh = read_keys(&self.path)?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let mut replaced = None;
+        for (id, key) in &keys.by_id {
+            if let Some(other) = fresh.by_id.get_mut(id)
+                && other.as_bytes() != key.as_bytes()
+            {
+                *other = key.clone();
+                replaced = Some(id.clone());
+            }
+        }
         let same = keys.current == fresh.current
             && keys.by_id.len() == fresh.by_id.len()
             && keys
@@ -119,7 +129,15 @@ impl DirectoryProvider {
                     id == fresh_id && key.as_bytes() == fresh_key.as_bytes()
                 });
         *keys = Arc::new(fresh);
-        Ok(!same)
+        match replaced {
+            None => Ok(!same),
+            Some(id) => Err(SealError::Provider {
+                place: self.path.display().to_string(),
+                reason: format!(
+                    "`{id}.key` holds another key than before; the one in memory stays in use: restore it before this broker restarts, and give a new key a new name"
+                ),
+            }),
+        }
     }
 
     /// The directory.
@@ -172,10 +190,9 @@ impl KeyProvider for DirectoryProvider {
     fn unwrap(&self, wrapped: &WrappedKey, context: &[u8]) -> Result<SecretKey, SealError> {
         let mut keys = self.keys();
         if !keys.by_id.contains_key(&wrapped.kek) {
-            // The key may have been added since; if the directory cannot be read now, the old answer stands.
-            if self.reload().is_ok() {
-                keys = self.keys();
-            }
+            // The key may have been added since; if the directory cannot be read now, the old answer stands. What is wrong is reported by whoever reads it regularly.
+            drop(self.reload());
+            keys = self.keys();
         }
         let kek = keys
             .by_id

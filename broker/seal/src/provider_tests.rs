@@ -170,3 +170,29 @@ fn a_key_added_later_is_found_without_a_reload() {
     let wrapped = newer.wrap(&SecretKey::generate().unwrap(), b"ctx").unwrap();
     provider.unwrap(&wrapped, b"ctx").unwrap();
 }
+
+#[test]
+fn a_key_that_was_replaced_under_its_name_stays_what_it_was() {
+    let dir = directory();
+    let provider = DirectoryProvider::load(dir.path()).unwrap();
+    let key = SecretKey::generate().unwrap();
+    let wrapped = provider.wrap(&key, b"ctx").unwrap();
+    write_key(dir.path(), "k1", 9);
+    write_key(dir.path(), "k2", 2);
+    fs::write(dir.path().join("current"), "k2").unwrap();
+    let message = provider.reload().unwrap_err().to_string();
+    assert!(
+        message.contains("`k1.key` holds another key than before"),
+        "{message}"
+    );
+    // What is sealed can be opened, and the new key can be moved to.
+    let opened = provider.unwrap(&wrapped, b"ctx").unwrap();
+    assert_eq!(opened.as_bytes(), key.as_bytes());
+    assert_eq!(provider.current().as_str(), "k2");
+    assert!(
+        provider.reload().is_err(),
+        "it is said for as long as it is so"
+    );
+    write_key(dir.path(), "k1", 1);
+    assert!(!provider.reload().unwrap());
+}

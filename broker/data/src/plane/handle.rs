@@ -132,8 +132,8 @@ impl ShardHandle {
         self.data.wake_all();
     }
 
-    /// Syncs nearly everything that a checkpoint has to, beside the appends.
-    pub(super) async fn sync(&self) -> Result<(), LogError> {
+    /// Syncs nearly everything that a checkpoint has to, beside the appends; how many logs that were.
+    pub(super) async fn sync(&self) -> Result<usize, LogError> {
         let data = Arc::clone(&self.data);
         tokio::task::spawn_blocking(move || data.sync())
             .await

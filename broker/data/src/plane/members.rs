@@ -24,7 +24,8 @@ impl DataPlane {
         }
         if repair::is_question(message.kind) {
             self.is_asked(shard, from);
-            let served = Self::serve_repair(handle, self.runtime.clone(), message);
+            let turns = Arc::clone(&self.repairing.serving);
+            let served = Self::serve_repair(handle, self.runtime.clone(), turns, message);
             return Some(Box::pin(served));
         }
         Some(handle.shard.handle(from, message))

@@ -141,6 +141,10 @@ type Shards = Arc<BTreeMap<ShardId, Arc<ShardHandle>>>;
 /// Who leads the shards that are hosted here.
 type Leaders = Arc<BTreeMap<ShardId, LeaderView>>;
 
+/// How often logs are synced beside the appends before a checkpoint, and how few of them are left to the checkpoint itself.
+const SYNC_PASSES: usize = 3;
+const FEW_LOGS: usize = 64;
+
 /// A partition that is kept here, found for one request.
 struct Located {
     key: Key,
@@ -229,13 +233,20 @@ impl DataPlane {
         if handle.data.unsaved.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
-        // Nearly all of the syncing happens here, beside the appends; the checkpoint itself, which appends wait for, has little left to sync.
-        if let Err(error) = handle.sync().await {
-            if matches!(error, LogError::SyncFailed { .. }) {
-                tracing::error!(shard = %handle.data.id, %error, "the disk does not keep what is written to it");
-                (self.options.on_sync_failure)(&error);
+        // Nearly all of the syncing happens here, beside the appends; the checkpoint itself, which appends wait for, has little left to sync. What is written during a
+        // long pass is for the next one.
+        for _ in 0..SYNC_PASSES {
+            match handle.sync().await {
+                Ok(synced) if synced < FEW_LOGS => break,
+                Ok(_) => {}
+                Err(error) => {
+                    if matches!(error, LogError::SyncFailed { .. }) {
+                        tracing::error!(shard = %handle.data.id, %error, "the disk does not keep what is written to it");
+                        (self.options.on_sync_failure)(&error);
+                    }
+                    return Err(DataError::Log(error));
+                }
             }
-            return Err(DataError::Log(error));
         }
         handle
             .shard

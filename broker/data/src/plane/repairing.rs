@@ -17,7 +17,7 @@ use palisade_log::{
 use palisade_shard::{Message, NodeId, ShardStatus};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
@@ -36,6 +36,8 @@ const STEP: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 /// After a repair that failed, the next one of the shard is not tried earlier.
 const RETRY: Duration = Duration::from_secs(5);
+/// Questions of others that are answered at a time.
+const SERVED: usize = 8;
 /// Who asked for a repair within this time has damage, and should not lead. Longer than [`RETRY`].
 const ASKED: Duration = Duration::from_secs(8);
 
@@ -55,13 +57,26 @@ pub struct RepairStats {
 }
 
 /// The repairer's side of a data plane.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Repairing {
     pub(super) stats: Mutex<RepairStats>,
     /// Rung when a client has met damage.
     pub(super) met: Arc<Notify>,
+    /// Who answers questions of others takes a turn: an answer is much larger than its question.
+    pub(super) serving: Arc<Semaphore>,
     /// Who has asked for a repair of which shard, and when last.
     asked: Mutex<BTreeMap<(ShardId, NodeId), Instant>>,
+}
+
+impl Default for Repairing {
+    fn default() -> Self {
+        Self {
+            stats: Mutex::default(),
+            met: Arc::default(),
+            serving: Arc::new(Semaphore::new(SERVED)),
+            asked: Mutex::default(),
+        }
+    }
 }
 
 /// A partition with damage.
@@ -182,8 +197,11 @@ impl DataPlane {
     pub(super) async fn serve_repair(
         handle: Arc<ShardHandle>,
         runtime: tokio::runtime::Handle,
+        turns: Arc<Semaphore>,
         message: Message,
     ) -> Message {
+        // It is never closed.
+        let _turn = turns.acquire().await;
         let question = match Question::decode(&message) {
             Ok(question) => question,
             Err(reason) => return Answer::encode(Err(reason)),

@@ -100,6 +100,10 @@ fn prepare(
         until: Offset::ZERO,
         tombstones: wanted.tombstones,
     });
+    if matches!(one, Next::New(_)) {
+        // While it was received nobody counted it among what needs a key, which may be about to go.
+        log.rewrap().map_err(DataError::Log)?;
+    }
     log.sync(rolling, now_ms()).map_err(DataError::Log)?;
     let manifest = PartitionManifest {
         key: wanted.key,

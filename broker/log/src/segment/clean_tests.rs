@@ -229,3 +229,47 @@ fn a_segment_that_was_begun_before_the_kek_changed_takes_its_place_under_the_new
         assert_eq!(read_all(&log), before);
     }
 }
+
+#[test]
+fn a_header_whose_sync_has_failed_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let kek = dir.path().join("kek");
+    let provider = Arc::new(DirectoryProvider::create(&kek).unwrap());
+    let old = provider.ids()[0].clone();
+    let place = PartitionPlace {
+        dir: dir.path().join("p"),
+        topic: TopicId::random(),
+        partition: PartitionIndex(0),
+    };
+    let disk = FaultFs::new();
+    let open = |state: &PartitionState, provider: Arc<DirectoryProvider>| {
+        let keys = Arc::new(FileKeys::new(provider));
+        PartitionLog::open(place.clone(), state, Arc::new(disk.clone()), keys).unwrap()
+    };
+    let log = open(&PartitionState::default(), Arc::clone(&provider));
+    (0..3).for_each(|n| append(&log, n));
+    log.sync(ROLLING, 0).unwrap();
+    let (state, before) = (log.state(), read_all(&log));
+
+    let other = tempfile::tempdir().unwrap();
+    let new = DirectoryProvider::create(other.path()).unwrap().ids()[0].clone();
+    let file = format!("{new}.key");
+    fs::copy(other.path().join(&file), kek.join(&file)).unwrap();
+    fs::write(kek.join("current"), new.as_str()).unwrap();
+    provider.reload().unwrap();
+    disk.fail_syncs(true);
+    assert!(matches!(log.rewrap(), Err(LogError::Io { .. })));
+    disk.fail_syncs(false);
+    // It can be read, and still nobody takes the new header for one that is on the disk.
+    log.close_idle();
+    log.close_idle();
+    assert_eq!(read_all(&log), before);
+    assert!(!files_under(&log).0.iter().any(|(kek, _)| *kek == new));
+    assert_eq!(log.rewrap().unwrap(), (0, 0));
+    assert_eq!(files_under(&log), (vec![(new, 1)], 0));
+    drop(log);
+    disk.crash(|| false).unwrap();
+    fs::remove_file(kek.join(format!("{old}.key"))).unwrap();
+    let provider = Arc::new(DirectoryProvider::load(&kek).unwrap());
+    assert_eq!(read_all(&open(&state, provider)), before);
+}

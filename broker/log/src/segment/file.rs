@@ -1,6 +1,7 @@
 //! One segment file: frames appended, found and read back.
 
 mod check;
+mod reading;
 
 use std::{
     path::{Path, PathBuf},
@@ -10,19 +11,15 @@ use std::{
     },
 };
 
-use bytes::Bytes;
 use palisade_seal::{DekVersion, FileKey, FileKeys, FileKind, HEADER_LIMIT, KekId, KeyRing};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    FrameMeta, PartitionPlace, SegmentState,
-    index::SparseIndex,
-    meta::{EntryMeta, TAG},
-    state::Damage,
+    FrameMeta, PartitionPlace, SegmentState, index::SparseIndex, meta::EntryMeta, state::Damage,
 };
 use crate::{
     LogError, Offset,
-    frame::{self, FRAME_OVERHEAD, FrameHead, FrameLimits, FrameWriter},
+    frame::{FRAME_OVERHEAD, FrameLimits, FrameWriter},
     fs::{FileSystem, LogFile},
 };
 
@@ -33,8 +30,6 @@ const LIMITS: FrameLimits = FrameLimits {
     meta: EntryMeta::LEN as u32,
     payload: 0,
 };
-/// How much is read at once while looking for a frame.
-const WINDOW: usize = 64 << 10;
 /// A payload up to this long is copied behind its frame, to be written by one call; a longer one gets a call of its own.
 const COPIED: usize = 32 << 10;
 
@@ -120,6 +115,8 @@ pub(super) struct Segment {
     closed: AtomicBool,
     /// The KEK that the header was last seen under.
     kek: Mutex<Option<KekId>>,
+    /// The header was written anew, and is not known to be durable: what the system shows of it then is not what the disk has.
+    header_unsynced: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -198,6 +195,7 @@ impl Segment {
             removed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             kek: Mutex::new(Some(kek)),
+            header_unsynced: AtomicBool::new(false),
         };
         Ok((segment, writer))
     }
@@ -237,6 +235,7 @@ impl Segment {
             removed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             kek: Mutex::new(None),
+            header_unsynced: AtomicBool::new(false),
         })
     }
 
@@ -350,6 +349,8 @@ impl Segment {
         if let Some(index) = self.index.write().as_mut() {
             index.add(position, frame);
         }
+        // Again: a sync meanwhile has taken it back, and may have come before the bytes.
+        self.dirty.store(true, Ordering::Release);
         // Before the end: who sees that an offset is in this segment must find it there.
         self.length.store(
             position + (frame_len + payload.len()) as u64,
@@ -365,8 +366,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Makes what was appended durable. Once this failed it fails until the file was written again.
-    pub(super) fn sync(&self) -> Result<(), LogError> {
+    /// Makes what was appended durable; whether there was anything. Once this failed it fails until the file was written again.
+    pub(super) fn sync(&self) -> Result<bool, LogError> {
         // Held to the end: who comes second must not take a sync under way for one that is done.
         let mut failed = self.sync_failed.lock();
         let file = self.around.path(self.base, self.generation);
@@ -375,7 +376,7 @@ impl Segment {
             return Err(LogError::SyncFailed { file, source });
         }
         if !self.dirty.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(false);
         }
         let handle = self.handle()?;
         // Before the sync: what is appended during it needs another.
@@ -384,7 +385,8 @@ impl Segment {
             *failed = true;
             self.dirty.store(true, Ordering::Release);
             LogError::SyncFailed { file, source }
-        })
+        })?;
+        Ok(true)
     }
 
     /// Lets go of the file when it was not used since the last call, so that many partitions do not hold as many files open.
@@ -392,67 +394,6 @@ impl Segment {
         if !self.used.swap(false, Ordering::AcqRel) && !self.dirty.load(Ordering::Acquire) {
             *self.handle.lock() = None;
         }
-    }
-
-    /// Reads the entries from the one that holds `from`, up to about `max_bytes` of payload, at least one when there is any.
-    pub(super) fn read(
-        &self,
-        from: Offset,
-        max_bytes: usize,
-    ) -> Result<Vec<(FrameMeta, Bytes)>, LogError> {
-        self.ensure_index()?;
-        let Some(begin) = self
-            .index
-            .read()
-            .as_ref()
-            .and_then(|index| index.position_of(from))
-        else {
-            return Ok(Vec::new());
-        };
-        let Some(first) = self.find(begin, |entry| entry.frame.last_offset >= from)? else {
-            return Ok(Vec::new());
-        };
-        let first_len = FRAME + first.entry.payload_len as usize;
-        let available = usize::try_from(self.length() - first.position).unwrap_or(usize::MAX);
-        let chunk = self.chunk(first.position, available.min(max_bytes.max(first_len)))?;
-        let mut entries = Vec::new();
-        let mut at = 0usize;
-        while let Some(head) = chunk.get(at..at.saturating_add(FRAME)) {
-            let position = first.position + at as u64;
-            let entry = self.parse(position, head)?;
-            let payload = at + FRAME..at + FRAME + entry.payload_len as usize;
-            if payload.end > chunk.len() {
-                break;
-            }
-            at = payload.end;
-            let payload = chunk.slice(payload);
-            if !entry.fits(&payload) {
-                return Err(self.corrupt(position, "the payload does not fit its frame"));
-            }
-            entries.push((entry.frame, payload));
-        }
-        Ok(entries)
-    }
-
-    /// The first frame that reaches `timestamp` and does not lie before `start`.
-    pub(super) fn find_time(
-        &self,
-        timestamp: i64,
-        start: Offset,
-    ) -> Result<Option<FrameMeta>, LogError> {
-        self.ensure_index()?;
-        let Some(begin) = self
-            .index
-            .read()
-            .as_ref()
-            .and_then(|index| index.position_of_time(timestamp))
-        else {
-            return Ok(None);
-        };
-        let found = self.find(begin, |entry| {
-            entry.frame.max_timestamp >= timestamp && entry.frame.last_offset >= start
-        })?;
-        Ok(found.map(|found| found.entry.frame))
     }
 
     /// Takes the segment out of service for good. False when it was before.
@@ -495,8 +436,8 @@ impl Segment {
 
     fn rewrap_header(&self) -> Result<bool, LogError> {
         let keys = &self.around.keys;
-        let current = keys.current_kek();
-        if self.kek.lock().as_ref() == Some(&current) {
+        let is_unsynced = self.header_unsynced.load(Ordering::Acquire);
+        if !is_unsynced && self.kek.lock().as_ref() == Some(&keys.current_kek()) {
             return Ok(true);
         }
         // Held to the end: nobody reads the header while it is written.
@@ -516,21 +457,33 @@ impl Segment {
         let (_, length) = keys
             .open(KIND, &context, &header)
             .map_err(LogError::header(&path))?;
-        if let Some(new) = keys
+        let kek_of =
+            |header: &[u8]| FileKeys::kek_of(KIND, header).map_err(LogError::header(&path));
+        let new = keys
             .rewrap(KIND, &context, &header)
-            .map_err(LogError::header(&path))?
-        {
-            if new.len() != length {
-                *self.kek.lock() =
-                    Some(FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?);
+            .map_err(LogError::header(&path))?;
+        let new = match new {
+            Some(new) if new.len() != length => {
+                // It may be there because of a write whose sync failed; then the disk has the one before.
+                *self.kek.lock() = (!is_unsynced).then(|| kek_of(&header)).transpose()?;
                 return Ok(false);
             }
+            Some(new) => Some(new),
+            // After a sync that failed the system may take the page for clean: it has to be written again to reach the disk.
+            None if is_unsynced => header.get(..length).map(<[u8]>::to_vec),
+            None => None,
+        };
+        if let Some(new) = new {
+            self.header_unsynced.store(true, Ordering::Release);
             file.write_all_at(&new, 0)
                 .map_err(LogError::io("write", &path))?;
             file.sync_data().map_err(LogError::io("sync", &path))?;
+            self.header_unsynced.store(false, Ordering::Release);
             *handle = None;
+            *self.kek.lock() = Some(kek_of(&new)?);
+        } else {
+            *self.kek.lock() = Some(kek_of(&header)?);
         }
-        *self.kek.lock() = Some(current);
         Ok(true)
     }
 
@@ -582,122 +535,6 @@ impl Segment {
         }
     }
 
-    /// Walks frames from the one at `position` to the first that is `wanted`.
-    fn find(
-        &self,
-        position: u64,
-        wanted: impl Fn(&EntryMeta) -> bool,
-    ) -> Result<Option<Found>, LogError> {
-        let mut found = None;
-        self.walk(position, |at| {
-            found = wanted(&at.entry).then_some(at);
-            found.is_none()
-        })?;
-        Ok(found)
-    }
-
-    /// Calls `visit` for every frame from `position` on, until it returns false.
-    fn walk(
-        &self,
-        mut position: u64,
-        mut visit: impl FnMut(Found) -> bool,
-    ) -> Result<(), LogError> {
-        let length = self.length();
-        let (mut window, mut window_at) = (Bytes::new(), 0u64);
-        while position < length {
-            let head = |window: &Bytes, window_at: u64| {
-                let at = usize::try_from(position.checked_sub(window_at)?).ok()?;
-                window
-                    .get(at..at.checked_add(FRAME)?)
-                    .map(|_| window.slice(at..at + FRAME))
-            };
-            let bytes = match head(&window, window_at) {
-                Some(bytes) => bytes,
-                None => {
-                    let want = usize::try_from(length - position)
-                        .unwrap_or(WINDOW)
-                        .min(WINDOW);
-                    window = self.chunk(position, want)?;
-                    window_at = position;
-                    window.slice(..FRAME.min(window.len()))
-                }
-            };
-            let entry = self.parse(position, &bytes)?;
-            if !visit(Found { position, entry }) {
-                break;
-            }
-            position = position.saturating_add(FRAME as u64 + u64::from(entry.payload_len));
-        }
-        Ok(())
-    }
-
-    fn parse(&self, position: u64, bytes: &[u8]) -> Result<EntryMeta, LogError> {
-        self.parse_with(&*self.handle()?, position, bytes)
-    }
-
-    fn parse_with(
-        &self,
-        handle: &Handle,
-        position: u64,
-        bytes: &[u8],
-    ) -> Result<EntryMeta, LogError> {
-        let corrupt = |reason: String| self.corrupt(position, &reason);
-        let head = FrameHead::parse(&handle.key, position, bytes, LIMITS)
-            .map_err(|error| corrupt(error.to_string()))?;
-        let meta =
-            frame::open(&handle.key, &head, bytes).map_err(|error| corrupt(error.to_string()))?;
-        let entry =
-            EntryMeta::decode(&meta).ok_or_else(|| corrupt("its meta is malformed".to_owned()))?;
-        let end = position.saturating_add(FRAME as u64 + u64::from(entry.payload_len));
-        if (entry.payload_len as usize) < TAG || end > self.length() {
-            return Err(corrupt(format!(
-                "the payload of {} bytes ends outside of the log",
-                entry.payload_len
-            )));
-        }
-        Ok(entry)
-    }
-
-    /// Reads exactly `want` bytes that lie before `length`.
-    fn chunk(&self, position: u64, want: usize) -> Result<Bytes, LogError> {
-        self.chunk_with(&*self.handle()?, position, want)
-    }
-
-    fn chunk_with(&self, handle: &Handle, position: u64, want: usize) -> Result<Bytes, LogError> {
-        let mut buffer = vec![0; want];
-        let read = handle
-            .file
-            .read_full_at(&mut buffer, position)
-            .map_err(LogError::io(
-                "read",
-                &self.around.path(self.base, self.generation),
-            ))?;
-        if read < want {
-            return Err(self.corrupt(
-                position.saturating_add(read as u64),
-                "the file ends here, before the log does",
-            ));
-        }
-        Ok(Bytes::from(buffer))
-    }
-
-    fn ensure_index(&self) -> Result<(), LogError> {
-        if self.index.read().is_some() {
-            return Ok(());
-        }
-        let mut slot = self.index.write();
-        if slot.is_none() {
-            let mut index = SparseIndex::default();
-            let begin = self.handle()?.frames_begin;
-            self.walk(begin, |found| {
-                index.add(found.position, &found.entry.frame);
-                true
-            })?;
-            *slot = Some(index);
-        }
-        Ok(())
-    }
-
     fn handle(&self) -> Result<Arc<Handle>, LogError> {
         self.used.store(true, Ordering::Release);
         let mut slot = self.handle.lock();
@@ -734,7 +571,9 @@ impl Segment {
             )
             .map_err(LogError::header(&path))?;
         let kek = FileKeys::kek_of(KIND, &header).map_err(LogError::header(&path))?;
-        *self.kek.lock() = Some(kek);
+        if !self.header_unsynced.load(Ordering::Acquire) {
+            *self.kek.lock() = Some(kek);
+        }
         Ok(Handle {
             file,
             key,

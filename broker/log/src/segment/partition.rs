@@ -348,32 +348,33 @@ impl PartitionLog {
             .filter(|offset| *offset > state.start)
     }
 
-    /// Makes everything appended so far durable, so that [`PartitionLog::state`] may go into a manifest.
+    /// Makes everything appended so far durable, so that [`PartitionLog::state`] may go into a manifest. Whether there was anything to do.
     ///
     /// # Errors
     /// When something cannot be written; another call tries again. [`LogError::SyncFailed`] stays, see there.
-    pub fn sync(&self, rolling: Rolling, now_ms: i64) -> Result<(), LogError> {
+    pub fn sync(&self, rolling: Rolling, now_ms: i64) -> Result<bool, LogError> {
         self.flush(rolling, now_ms)?;
         let segments = self.inner.read().segments.clone();
+        let mut synced = false;
         for segment in segments {
             if segment.damage().is_none() {
                 match segment.sync() {
                     Err(_) if segment.is_removed() => {}
-                    outcome => outcome?,
+                    outcome => synced |= outcome?,
                 }
             }
         }
         if self.is_removed() {
-            return Ok(());
+            return Ok(synced);
         }
         if self.dir_changed.swap(false, Ordering::AcqRel) {
-            let synced = self.around.fs.sync_dir(&self.around.dir);
-            if let Err(error) = synced {
+            synced = true;
+            if let Err(error) = self.around.fs.sync_dir(&self.around.dir) {
                 self.dir_changed.store(true, Ordering::Release);
                 return Err(LogError::io("sync", &self.around.dir)(error));
             }
         }
-        Ok(())
+        Ok(synced)
     }
 
     /// What a manifest needs to bring the log back.

@@ -322,7 +322,7 @@ impl Repair<'_> {
         let synced = segment.sync();
         self.unsynced = 0;
         self.done.push(Arc::new(segment));
-        synced
+        synced.map(drop)
     }
 }
 

@@ -429,6 +429,27 @@ fn a_full_disk_keeps_batches_in_memory_until_there_is_space() {
 }
 
 #[test]
+fn what_is_written_beside_a_sync_is_for_the_next_one() {
+    let bench = Bench::new();
+    let log = bench.open(&PartitionState::default());
+    append(&log, &batch(0, 1, 100));
+    assert!(log.sync(ROLLING, 0).unwrap());
+    assert!(!log.sync(ROLLING, 0).unwrap());
+    let segment = Arc::clone(&log.inner.read().segments[0]);
+    bench.fs.before_writes(move || {
+        segment.sync().unwrap();
+    });
+    append(&log, &batch(1, 1, 100));
+    log.sync(ROLLING, 0).unwrap();
+    let (state, written) = (log.state(), read_all(&log).unwrap());
+    drop(log);
+    bench.fs.crash(|| false).unwrap();
+    let log = bench.open(&state);
+    assert!(log.quarantined().is_empty());
+    assert_eq!(read_all(&log).unwrap(), written);
+}
+
+#[test]
 fn a_failed_sync_is_not_trusted_again_before_a_restart() {
     let bench = Bench::new();
     let log = filled(&bench, 3);

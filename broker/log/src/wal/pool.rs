@@ -9,7 +9,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::WalOptions;
+use super::{BLOCK, WalOptions};
 use crate::{
     LogError,
     fs::{FileSystem, LogFile, is_full, numbered},
@@ -73,6 +73,10 @@ impl Pool {
             let length = file
                 .len()
                 .map_err(LogError::io("read the length of", &path))?;
+            if length >= BLOCK {
+                // A crash may have come before it.
+                erase(&*file).map_err(LogError::io("erase", &path))?;
+            }
             if length == options.file_bytes && spares.len() < options.spare_files {
                 spares.push(Spare { path, file, length });
             } else {
@@ -164,13 +168,16 @@ impl Pool {
         let length = file.len()?;
         let mut state = self.state.lock();
         if state.spares.len() >= self.keep || length != self.file_bytes {
+            drop(state);
             self.fs.remove_file(path)?;
-            return self.fs.sync_dir(&self.dir);
+            self.fs.sync_dir(&self.dir)?;
+            return erase(&*file);
         }
         let spare = self.name_next(&mut state);
         self.fs.rename(path, &spare)?;
         // Before the header is written over: the old name must never lead to a header of another file.
         self.fs.sync_dir(&self.dir)?;
+        erase(&*file)?;
         state.spares.push(Spare {
             path: spare,
             file,
@@ -204,6 +211,13 @@ impl Pool {
         state.next = number.saturating_add(1);
         self.dir.join(format!("{PREFIX}{number:016}{SUFFIX}"))
     }
+}
+
+/// Writes over the header of a file that is not part of the log any more: without it nothing that was written there can be opened, by no key. A spare may wait for
+/// long until it is used, and the blocks of a removed file stay as they are.
+fn erase(file: &dyn LogFile) -> io::Result<()> {
+    file.write_all_at(&[0; BLOCK as usize], 0)?;
+    file.sync_data()
 }
 
 fn no_spare(error: &io::Error) -> NoSpare {

@@ -71,6 +71,8 @@ pub(super) struct Current {
     pub(super) length: u64,
     /// Where the next frame goes.
     pub(super) position: u64,
+    /// A part of a frame may stand there, because there was no space for the rest.
+    pub(super) is_soiled: bool,
     pub(super) frames: FrameWriter,
 }
 
@@ -94,6 +96,7 @@ impl Current {
             file,
             length,
             position,
+            is_soiled: false,
             frames: FrameWriter::new(key, options.limits())?,
         })
     }

@@ -10,7 +10,7 @@ use std::{
 use palisade_seal::FileKeys;
 
 use super::{
-    WalError, WalOptions, WalRecord, batch, blocks,
+    BLOCK, WalError, WalOptions, WalRecord, batch, blocks,
     pool::{self, Pool},
     queue::{Group, Queue, Work},
     recover::{Recovered, Span},
@@ -229,7 +229,9 @@ impl Writer {
             .resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
 
         let file = &self.current.file;
+        self.current.is_soiled = true;
         file.write_all_at(&self.buffer, self.current.position)?;
+        self.current.is_soiled = false;
         let begun = Instant::now();
         file.sync_data().map_err(Trouble::Broken)?;
         let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -259,8 +261,26 @@ impl Writer {
         Ok(())
     }
 
+    /// Takes away what is left of a frame that found no space: in a file that is not the last any more it would be damage.
+    fn clean_up(&mut self) -> Result<(), Trouble> {
+        let Current {
+            file,
+            position,
+            length,
+            is_soiled,
+            ..
+        } = &mut self.current;
+        if *is_soiled && position.saturating_add(BLOCK) <= *length {
+            file.write_all_at(&[0; BLOCK as usize], *position)?;
+            file.sync_data().map_err(Trouble::Broken)?;
+        }
+        *is_soiled = false;
+        Ok(())
+    }
+
     /// Goes on in a new file.
     fn roll(&mut self) -> Result<(), Trouble> {
+        self.clean_up()?;
         let spare = self.pool.take()?;
         let number = self.current.number.saturating_add(1);
         let begun = roll::begin(
