@@ -34,8 +34,15 @@ use crate::{
 
 /// Most bytes of entries that are handed out at once for replication.
 const READ_BYTES: usize = 1 << 20;
-/// How much more than it should the tail may hold before it is trimmed, so that this is not done for every entry.
+/// How much more than it should the tail may hold before it is trimmed, so that this is not done for every entry; never more than a tail that is short.
 const TRIM_SLACK: usize = 2 << 20;
+
+fn slack(keep: usize) -> usize {
+    match keep {
+        0 => TRIM_SLACK,
+        keep => keep.min(TRIM_SLACK),
+    }
+}
 
 /// The log of one shard. Clones share it.
 #[derive(Clone)]
@@ -230,7 +237,7 @@ impl LogStore {
     pub(crate) fn applied(&self, index: u64) {
         let mut state = self.state.lock();
         state.cache.applied(index);
-        let limit = state.keep.map(|keep| keep.saturating_add(TRIM_SLACK));
+        let limit = state.keep.map(|keep| keep.saturating_add(slack(keep)));
         let is_surplus = limit.is_some_and(|limit| state.cache.applied_bytes() > limit);
         drop(state);
         if is_surplus {
@@ -247,7 +254,7 @@ impl LogStore {
     pub(crate) fn too_much(&self) -> Option<u64> {
         let state = self.state.lock();
         let keep = state.keep?;
-        let is_too_much = state.cache.applied_bytes() > keep.saturating_add(TRIM_SLACK);
+        let is_too_much = state.cache.applied_bytes() > keep.saturating_add(slack(keep));
         is_too_much.then(|| state.cache.surplus(keep)).flatten()
     }
 
@@ -270,7 +277,7 @@ impl LogStore {
             return Lag::Small;
         }
         let keep = state.keep.unwrap_or(usize::MAX);
-        let most = keep.saturating_mul(2).saturating_add(4 * TRIM_SLACK);
+        let most = keep.saturating_mul(2).saturating_add(4 * slack(keep));
         match state.cache.applied_bytes() > most {
             true => Lag::TooLarge,
             false => Lag::Large,

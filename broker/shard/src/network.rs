@@ -5,12 +5,9 @@
 //! those entries and sends a snapshot.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     marker::PhantomData,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,6 +28,7 @@ use openraft::{
     },
 };
 use palisade_log::ShardId;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -59,8 +57,43 @@ pub(crate) struct Link {
     pub(crate) log: LogStore,
     /// How long the oldest request of a stream may be unanswered.
     pub(crate) patience: Duration,
-    /// Numbers streams and transfers.
-    pub(crate) next: AtomicU64,
+    numbers: Numbers,
+}
+
+impl Link {
+    pub(crate) fn new(
+        shard: ShardId,
+        transport: Arc<dyn Transport>,
+        log: LogStore,
+        patience: Duration,
+        first: u64,
+    ) -> Self {
+        Self {
+            shard,
+            transport,
+            log,
+            patience,
+            numbers: Numbers {
+                first,
+                given: Mutex::default(),
+            },
+        }
+    }
+
+    /// A number for a stream or a transfer to this peer.
+    pub(crate) fn number(&self, to: NodeId) -> u64 {
+        let mut given = self.numbers.given.lock();
+        let count = given.entry(to).or_insert(0u64);
+        let number = self.numbers.first.wrapping_add(*count);
+        *count = count.saturating_add(1);
+        number
+    }
+}
+
+/// What streams and transfers are numbered with: for each peer by itself, so that no number depends on who else is served at that moment.
+struct Numbers {
+    first: u64,
+    given: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 /// The replicas of a shard.
@@ -331,7 +364,7 @@ where
         let mut check = interval((peer.link.patience / 8).max(Duration::from_millis(10)));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            session: peer.link.next.fetch_add(1, Ordering::Relaxed),
+            session: peer.link.number(peer.to),
             link: Arc::clone(&peer.link),
             to: peer.to,
             kind: peer.append,

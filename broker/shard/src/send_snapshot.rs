@@ -1,6 +1,6 @@
 //! Sending a snapshot: its description, then what the receiver lacks, then the word to install it.
 
-use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc, sync::atomic::Ordering};
+use std::{collections::VecDeque, future::Future, pin::pin, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -27,7 +27,7 @@ impl<R: Send + Sync + 'static> Peer<R> {
         snapshot: SnapshotOf<Types<R>, SnapshotData>,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
     ) -> Result<Result<Vote, ReplicationClosed>, Failure> {
-        let transfer = self.link.next.fetch_add(1, Ordering::Relaxed);
+        let transfer = self.link.number(self.to);
         let sent = tokio::select! {
             biased;
             closed = pin!(cancel) => Ok(Err(closed)),

@@ -3,13 +3,14 @@
 //! Outside of a simulation chance is the operating system's and such threads are the runtime's. [`Simulated`] changes both for one thread, on which a simulation
 //! runs everything.
 
-use std::{cell::Cell, convert::Infallible, future::Future, io, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::Future, io, sync::OnceLock, time::Duration};
 
-use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
+use openraft::{AsyncRuntime, Instant as _, OptionalSend, TokioRuntime};
 use rand_core::TryRng;
 
 thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+    static OVERTAKES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// While this lives, shards on this thread draw their chance from a seed and block where they are.
@@ -21,7 +22,13 @@ impl Simulated {
     #[must_use]
     pub fn begin(seed: u64) -> Self {
         SEED.set(Some(seed));
+        OVERTAKES.set(false);
         Self(())
+    }
+
+    /// Breaks something on purpose: checkpoints do not wait for the write-ahead log any more.
+    pub fn let_checkpoints_overtake(&self) {
+        OVERTAKES.set(true);
     }
 
     /// Sets what chance goes on from, so that what one replica draws does not depend on how often another did.
@@ -33,7 +40,13 @@ impl Simulated {
 impl Drop for Simulated {
     fn drop(&mut self) {
         SEED.set(None);
+        OVERTAKES.set(false);
     }
+}
+
+/// Whether a simulation wants checkpoints to be wrong.
+pub(crate) fn checkpoints_overtake() -> bool {
+    OVERTAKES.get()
 }
 
 /// Runs what may wait for a disk on a thread that may; in a simulation here and now.
@@ -57,6 +70,26 @@ pub(crate) fn next_number() -> Option<u64> {
     let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     Some(mixed ^ (mixed >> 31))
+}
+
+/// What deadlines are rounded up to.
+const GRID: Duration = Duration::from_millis(10);
+static ORIGIN: OnceLock<Moment> = OnceLock::new();
+
+type Moment = <TokioRuntime as AsyncRuntime>::Instant;
+
+/// The first moment from `deadline` on that is a whole number of steps of the grid after `origin`, to the microsecond.
+fn on_grid(deadline: Moment, origin: Moment) -> Moment {
+    if deadline <= origin {
+        return deadline;
+    }
+    let since = (deadline - origin).as_micros();
+    let step = GRID.as_micros();
+    let late = since
+        .div_ceil(step)
+        .saturating_mul(step)
+        .saturating_sub(since);
+    deadline + Duration::from_micros(u64::try_from(late).unwrap_or(0))
 }
 
 /// The engine's runtime: tokio, with a chance that can be seeded.
@@ -119,8 +152,12 @@ impl AsyncRuntime for Runtime {
         TokioRuntime::sleep(duration)
     }
 
+    /// Until the deadline, or a little longer: the engine of every shard wakes up many times a second, and a processor that is woken once for all of them does less.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(deadline)
+        TokioRuntime::sleep_until(match SEED.get() {
+            Some(_) => deadline,
+            None => on_grid(deadline, *ORIGIN.get_or_init(Moment::now)),
+        })
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
@@ -174,6 +211,17 @@ mod tests {
         (0..count)
             .map(|_| chance.try_next_u64().unwrap_or_default())
             .collect()
+    }
+
+    #[test]
+    fn deadlines_are_put_off_to_the_next_step_and_no_further() {
+        let origin = Moment::now();
+        let at = |micros| origin + Duration::from_micros(micros);
+        for (deadline, expected) in [(0, 0), (1, 10_000), (10_000, 10_000), (25_300, 30_000)] {
+            assert_eq!(on_grid(at(deadline), origin), at(expected), "{deadline}");
+        }
+        let before = origin - Duration::from_millis(1);
+        assert_eq!(on_grid(before, origin), before);
     }
 
     #[test]

@@ -44,7 +44,13 @@ pub(crate) async fn produce(world: Arc<World>, producer: Producer) {
         let mut waiting = VecDeque::new();
         let mut next = acknowledged;
         let refused = loop {
-            let available = begun + Duration::from_micros(producer.every) * next;
+            let planned = Duration::from_micros(producer.every) * next;
+            // The last one is for the cluster that has healed: it has to do something, not only to look well.
+            let available = begun
+                + match next.saturating_add(1) == producer.batches {
+                    true => planned.max(Duration::from_micros(world.plan.heals_at)),
+                    false => planned,
+                };
             let may_send = next < producer.batches && waiting.len() < producer.window;
             if may_send && available <= Instant::now() {
                 waiting.push_back(send(&world, &producer, &mut connection, next));

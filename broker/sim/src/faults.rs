@@ -1,10 +1,10 @@
 //! Has the faults of a plan happen, and does what the cluster's own housekeeping would: put members right and move leaders.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use palisade_log::ShardId;
 
-use crate::{plan::Fault, world::World};
+use crate::{Mutation, plan::Fault, world::World};
 
 /// How often members are looked at.
 const CHECK: Duration = Duration::from_millis(300);
@@ -40,8 +40,11 @@ pub(crate) fn inject(world: &Arc<World>, number: u64, fault: &Fault) {
         }
         Fault::OneWay { from, to, time } => cut(world, number, vec![(from, to)], time),
         Fault::Split { set, time } => {
-            let is_in = |broker: usize| (set >> broker) & 1 == 1;
             let all = 0..world.plan.brokers;
+            // On either side is somebody.
+            let everybody = (1_u64 << world.plan.brokers).saturating_sub(1);
+            let set = 1 + set % everybody.saturating_sub(1).max(1);
+            let is_in = |broker: usize| (set >> broker) & 1 == 1;
             let pairs = all
                 .clone()
                 .flat_map(|from| all.clone().map(move |to| (from, to)))
@@ -50,12 +53,16 @@ pub(crate) fn inject(world: &Arc<World>, number: u64, fault: &Fault) {
             cut(world, number, pairs, time);
         }
         Fault::Lossy { permille, time } => {
-            world.network.lose(permille);
-            later(world, number, time, |world| world.network.lose(0));
+            world.network.lose(permille, number);
+            later(world, number, time, move |world| {
+                world.network.lose_no_more(number);
+            });
         }
         Fault::Slow { broker, each, time } => {
-            world.slow_down(broker, each);
-            later(world, number, time, move |world| world.slow_down(broker, 0));
+            world.slow_down(broker, each, number);
+            later(world, number, time, move |world| {
+                world.speed_up(broker, number);
+            });
         }
         Fault::Break { from, to } => {
             let nodes = world.nodes();
@@ -74,6 +81,22 @@ pub(crate) fn inject(world: &Arc<World>, number: u64, fault: &Fault) {
                     if shard.leadership().borrow().is_some() && to != process.node {
                         tokio::spawn(async move { shard.transfer_leadership(to).await });
                     }
+                }
+            }
+        }
+        Fault::Blackout { down } => {
+            for broker in 0..world.plan.brokers {
+                if world.has_process(broker) && world.crash(broker, "the power failed everywhere") {
+                    world.start_after(broker, down);
+                }
+            }
+        }
+        Fault::Rumour { broker } => {
+            if let Some(node) = world.nodes().get(broker) {
+                let others = world.running();
+                let others = others.iter().filter(|process| process.node != *node);
+                for hosted in others.flat_map(|process| process.shards.values()) {
+                    hosted.shard.peer_lost(*node);
                 }
             }
         }
@@ -121,17 +144,30 @@ pub(crate) fn heal(world: &Arc<World>) {
     world.say(&[12], || "all faults end".to_owned());
     world.network.heal();
     for index in 0..world.plan.brokers {
-        world.slow_down(index, 0);
+        world.slow_down(index, 0, 0);
     }
 }
 
-/// Ends processes of which a shard has stopped because of its disk, as the process itself has to do.
+/// Ends processes of which a shard has stopped because of its disk, as the process itself has to do. Notes on the way which leaders have trimmed their log.
 pub(crate) async fn watch_processes(world: Arc<World>) {
+    let stays = world.mutation == Some(Mutation::StayWhenStopped);
+    let mut seen = BTreeMap::new();
     loop {
         tokio::time::sleep(CHECK).await;
         for process in world.running() {
-            let mut shards = process.shards.values();
-            if shards.any(|hosted| hosted.shard.status().stopped) {
+            let mut has_stopped = false;
+            for (shard, hosted) in &process.shards {
+                let status = hosted.shard.status();
+                has_stopped |= status.stopped;
+                let purged = status.purged.unwrap_or(0);
+                let before = seen.insert((process.node, process.life, *shard), purged);
+                if status.leader == Some(process.node) && before.is_some_and(|it| it < purged) {
+                    world.oracle.change(|history| {
+                        history.trims = history.trims.saturating_add(1);
+                    });
+                }
+            }
+            if has_stopped && !stays {
                 world.end_if_failed(process.node, process.life);
             }
         }

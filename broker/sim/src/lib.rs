@@ -4,7 +4,8 @@
 //! the network between brokers ([`network`]), their disks ([`palisade_log::testing::MemoryFs`]), the processes ([`world`]), the clients ([`client`]) and a state
 //! machine with logs, offsets and producers ([`machine`]).
 //!
-//! In half of the seeds brokers' clocks go at speeds of their own: whatever their shards wait for is shorter for one and longer for another.
+//! In half of the seeds brokers' clocks go at speeds of their own: whatever their shards wait for is shorter for one and longer for another. In a third of them the
+//! power fails everywhere at once, and in a third brokers are taken for dead that are not.
 //!
 //! A run is chaos for some seconds, then healing, then quiet; an oracle sees everything that is applied and acknowledged, and [`invariants`] says what must hold.
 //!
@@ -13,7 +14,11 @@
 //! Each decision is a hash of the seed and of what is decided ([`chance`]), and each event has a millisecond of its own ([`schedule`]), so the order in which tasks
 //! happen to run within one has nothing to decide. `--seed N --trace` replays a run.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use palisade_seal::FileKeys;
 use palisade_shard::Simulated;
@@ -55,6 +60,10 @@ pub enum Mutation {
     TrustOffsets,
     /// A broker whose disk was wiped comes back as the one it was.
     KeepIdentity,
+    /// A checkpoint does not wait until the write-ahead log has what it reaches to.
+    CheckpointOvertakes,
+    /// A process whose shard has stopped, because its disk failed, goes on without it.
+    StayWhenStopped,
 }
 
 /// What to run.
@@ -91,6 +100,12 @@ pub struct Outcome {
     pub events: u64,
     /// How many batches were acknowledged.
     pub acks: usize,
+    /// How often a leader was seen to have trimmed its log.
+    pub trims: u64,
+    /// How many snapshots were installed.
+    pub installs: u64,
+    /// How many disks were wiped.
+    pub wipes: usize,
     /// Simulated time.
     pub time: Duration,
     /// What did not hold.
@@ -110,12 +125,40 @@ pub fn run(options: Options) -> Result<Outcome, String> {
         .build()
         .map_err(|error| error.to_string())?;
     let simulated = Simulated::begin(mix(&[options.seed, 2]));
+    if options.mutation == Some(Mutation::CheckpointOvertakes) {
+        simulated.let_checkpoints_overtake();
+    }
+    count_panics();
     let keys = keys::MemoryKeys::new().map_err(|error| error.to_string())?;
     let keys = Arc::new(FileKeys::new(Arc::new(keys)));
-    let outcome = runtime.block_on(simulate(options, &simulated, keys));
+    let mut outcome = runtime.block_on(simulate(options, &simulated, keys));
     // Tasks that still run are dropped here, where blocking is still simulated.
     drop(runtime);
+    let panics = PANICS.get();
+    if panics > 0 {
+        outcome.violation.get_or_insert(Violation {
+            invariant: "panic",
+            message: format!("{panics} tasks panicked, see what was printed"),
+        });
+    }
     Ok(outcome)
+}
+
+thread_local! {
+    static PANICS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts panics of this thread from now on: that of a task which nobody waits for would not be noticed.
+fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.set(PANICS.get().saturating_add(1));
+            before(panic);
+        }));
+    });
+    PANICS.set(0);
 }
 
 async fn simulate(options: Options, simulated: &Simulated, keys: Arc<FileKeys>) -> Outcome {
@@ -141,11 +184,22 @@ async fn simulate(options: Options, simulated: &Simulated, keys: Arc<FileKeys>) 
         () = scenario(Arc::clone(&world)) => {}
     }
     let (hash, events) = trace.hash();
+    let (acks, trims, installs, wipes) = world.oracle.read(|history| {
+        (
+            history.acks.len(),
+            history.trims,
+            history.installs,
+            history.wiped.len(),
+        )
+    });
     Outcome {
         seed,
         hash,
         events,
-        acks: world.oracle.read(|history| history.acks.len()),
+        acks,
+        trims,
+        installs,
+        wipes,
         time: begun.elapsed(),
         violation: world.oracle.violation(),
         lines: trace.lines(),

@@ -279,8 +279,13 @@ impl StateMachine for LogMachine {
             .iter()
             .map(|(number, partition)| (*number, partition.end()))
             .collect();
-        let parts = Vec::new();
-        Ok((Box::new(Parts { state, parts }), encode(&have).into()))
+        let encoded = encode(&have);
+        let parts = Parts {
+            state,
+            have,
+            parts: Vec::new(),
+        };
+        Ok((Box::new(parts), encoded.into()))
     }
 
     fn install(
@@ -292,7 +297,10 @@ impl StateMachine for LogMachine {
         let mut parts = parts.map_err(|_| failed("not a snapshot of this machine"))?;
         for (number, partition) in &mut parts.state.partitions {
             if let Some(here) = self.state.partitions.get(number) {
-                partition.records.clone_from(&here.records);
+                // What was applied since it began to be received is in it as well.
+                let have = parts.have.get(number).copied().unwrap_or(0);
+                let have = usize::try_from(have).unwrap_or(usize::MAX);
+                partition.records = here.records.iter().take(have).copied().collect();
             }
         }
         for (number, records) in parts.parts {
@@ -302,6 +310,8 @@ impl StateMachine for LogMachine {
         }
         self.state = parts.state;
         self.moved(at);
+        self.oracle
+            .change(|history| history.installs = history.installs.saturating_add(1));
         self.save().map_err(failed)
     }
 }
@@ -341,6 +351,8 @@ impl Snapshot for Image {
 
 struct Parts {
     state: State,
+    /// How many records of each partition were here when it began.
+    have: BTreeMap<u32, u64>,
     parts: Vec<(u32, Vec<Record>)>,
 }
 

@@ -3,10 +3,7 @@
 //! A message that is lost takes its connection with it, as with TCP: everything on it that has no answer fails, and what had been sent may still arrive, even after
 //! messages of the connection that follows. That is all the duplication and reordering that the transport's contract allows, besides that between shards.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 use palisade_log::ShardId;
@@ -30,9 +27,11 @@ type Answer = oneshot::Sender<Result<Message, TransportError>>;
 struct State {
     handlers: BTreeMap<NodeId, Handler>,
     links: BTreeMap<(NodeId, NodeId), Link>,
-    /// From which broker to which nothing arrives.
-    cut: BTreeSet<(i32, i32)>,
+    /// From which broker to which nothing arrives, and by how many faults.
+    cut: BTreeMap<(i32, i32), u32>,
     loss_permille: u64,
+    /// Number of the fault by which they are lost.
+    loss_of: u64,
     usual_delay: u64,
 }
 
@@ -93,7 +92,9 @@ impl Network {
     }
 
     pub(crate) fn cut(&self, from: i32, to: i32) {
-        self.state.lock().cut.insert((from, to));
+        let mut state = self.state.lock();
+        let faults = state.cut.entry((from, to)).or_default();
+        *faults = faults.saturating_add(1);
     }
 
     pub(crate) fn heal(&self) {
@@ -103,15 +104,30 @@ impl Network {
     }
 
     pub(crate) fn join(&self, from: i32, to: i32) {
-        self.state.lock().cut.remove(&(from, to));
+        let mut state = self.state.lock();
+        if let Some(faults) = state.cut.get_mut(&(from, to)) {
+            *faults = faults.saturating_sub(1);
+            if *faults == 0 {
+                state.cut.remove(&(from, to));
+            }
+        }
     }
 
     pub(crate) fn is_cut(&self, from: i32, to: i32) -> bool {
-        self.state.lock().cut.contains(&(from, to))
+        self.state.lock().cut.contains_key(&(from, to))
     }
 
-    pub(crate) fn lose(&self, permille: u64) {
-        self.state.lock().loss_permille = permille;
+    pub(crate) fn lose(&self, permille: u64, fault: u64) {
+        let mut state = self.state.lock();
+        (state.loss_permille, state.loss_of) = (permille, fault);
+    }
+
+    /// A fault ends; another that came meanwhile goes on.
+    pub(crate) fn lose_no_more(&self, fault: u64) {
+        let mut state = self.state.lock();
+        if state.loss_of == fault {
+            state.loss_permille = 0;
+        }
     }
 
     /// The connection is given up: what has no answer fails. Of what had been sent some may still arrive.
@@ -184,6 +200,18 @@ impl Network {
         *last = at;
         let is_lost = chance.permille(loss);
         let late = chance.permille(300);
+        let is_known = chance.permille(500);
+        if is_known && !state.handlers.contains_key(&to) {
+            // That nobody is there may be known before anything is sent.
+            let link = state.links.get_mut(&(from, to));
+            let answer = link.and_then(|link| link.waiting.remove(&number));
+            drop(state);
+            if let Some(answer) = answer {
+                let why = "its process is not there".to_owned();
+                let _ = answer.send(Err(TransportError::Unreachable(to, why)));
+            }
+            return answered;
+        }
         drop(state);
         let this = Arc::clone(self);
         let key = mix(&[from.0, to.0, u64::from(shard.0), number]);
@@ -212,7 +240,7 @@ impl Network {
         } = sent;
         let handler = {
             let mut state = self.state.lock();
-            let is_cut = state.cut.contains(&(from.broker(), to.broker()));
+            let is_cut = state.cut.contains_key(&(from.broker(), to.broker()));
             let handler = state.handlers.get(&to).cloned();
             let link = state.links.entry((from, to)).or_default();
             let is_old = link.connection != sent.connection;

@@ -85,6 +85,10 @@ pub struct History {
     pub producers: Vec<ProducerInfo>,
     /// Nodes whose disk was wiped.
     pub wiped: BTreeSet<NodeId>,
+    /// How often a leader was seen to have trimmed its log.
+    pub trims: u64,
+    /// How many snapshots were installed.
+    pub installs: u64,
 }
 
 /// The one who knows.

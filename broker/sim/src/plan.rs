@@ -35,6 +35,10 @@ pub(crate) enum Fault {
     Transfer { to: usize },
     /// A broker writes its checkpoints.
     Checkpoint { broker: usize },
+    /// The power fails everywhere.
+    Blackout { down: u64 },
+    /// The others take a broker's process for gone, which it is not.
+    Rumour { broker: usize },
 }
 
 /// A producer.
@@ -100,6 +104,18 @@ impl Plan {
                 (at, Fault::draw(&mut chance, brokers))
             })
             .collect();
+        // Drawn apart, so that the others are what they were before there were such.
+        let mut apart = Chance::of(&[seed, 4]);
+        if apart.permille(333) {
+            let at = apart.between(1_000_000, chaos);
+            let down = apart.between(100_000, 1_500_000);
+            faults.push((at, Fault::Blackout { down }));
+        }
+        if apart.permille(333) {
+            let at = apart.between(1_000_000, chaos);
+            let broker = apart.below(brokers as u64) as usize;
+            faults.push((at, Fault::Rumour { broker }));
+        }
         faults.sort_by_key(|(at, _)| *at);
         Self {
             brokers,

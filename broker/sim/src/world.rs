@@ -42,8 +42,8 @@ struct Broker {
     joins: bool,
     wal: Option<Arc<Wal>>,
     running: Option<Arc<Running>>,
-    /// Microseconds that each write takes beyond the usual.
-    slow: u64,
+    /// Microseconds that each write takes beyond the usual, and the number of the fault by which it does.
+    slow: (u64, u64),
     writes: u64,
     is_writing: bool,
 }
@@ -94,7 +94,7 @@ impl World {
                     joins: false,
                     wal: None,
                     running: None,
-                    slow: 0,
+                    slow: (0, 0),
                     writes: 0,
                     is_writing: false,
                 })
@@ -153,9 +153,18 @@ impl World {
             .is_some_and(|broker| broker.life == life && broker.node() == node)
     }
 
-    pub(crate) fn slow_down(&self, index: usize, by: u64) {
+    pub(crate) fn slow_down(&self, index: usize, by: u64, fault: u64) {
         if let Some(mut broker) = self.broker(index) {
-            broker.slow = by;
+            broker.slow = (by, fault);
+        }
+    }
+
+    /// A fault ends; another that came meanwhile goes on.
+    pub(crate) fn speed_up(&self, index: usize, fault: u64) {
+        if let Some(mut broker) = self.broker(index)
+            && broker.slow.1 == fault
+        {
+            broker.slow = (0, 0);
         }
     }
 
@@ -348,7 +357,7 @@ impl World {
         let mut chance = Chance::of(&[self.seed, 20, index as u64, writes]);
         let delay = chance
             .delay(self.plan.disk_delay)
-            .saturating_add(broker.slow);
+            .saturating_add(broker.slow.0);
         drop(broker);
         let this = Arc::clone(self);
         let at = self.schedule.now().saturating_add(delay);
@@ -387,20 +396,34 @@ impl World {
         }
     }
 
-    /// As [`World::abort`], if there was something wrong with the disk.
+    /// As [`World::abort`], for a process of which a shard has stopped: which it may only do when there was something wrong with the disk.
     pub(crate) fn end_if_failed(self: &Arc<Self>, node: NodeId, life: u64) {
         let index = usize::try_from(node.broker()).unwrap_or(usize::MAX);
-        if self.is_alive(node, life)
-            && self
-                .broker(index)
-                .is_some_and(|broker| broker.disk.has_failed())
-        {
+        if self.is_alive(node, life) {
+            self.check_stopped(index);
             self.abort(index, life);
+        }
+    }
+
+    /// No shard stops as long as its disk is well.
+    fn check_stopped(&self, index: usize) {
+        let Some((node, Some(running), false)) = self.broker(index).map(|broker| {
+            let has_failed = broker.disk.has_failed();
+            (broker.node(), broker.running.clone(), has_failed)
+        }) else {
+            return;
+        };
+        for (shard, hosted) in &running.shards {
+            if hosted.shard.status().stopped {
+                let what = format!("shard {shard} has stopped on {node}, whose disk is well");
+                self.oracle.broken("stopped", what);
+            }
         }
     }
 
     /// The process is gone, and with it what was not synced.
     pub(crate) fn crash(self: &Arc<Self>, index: usize, why: &str) -> bool {
+        self.check_stopped(index);
         let Some((node, life, running, wal)) = self.broker(index).map(|mut broker| {
             let life = broker.life;
             broker.life = life.saturating_add(1);
@@ -444,7 +467,10 @@ impl World {
                 let at = now.saturating_add(chance.between(500, 40_000));
                 self.schedule.at(at, mix(&[node.0, other.0, 8]), move || {
                     let index = usize::try_from(other.broker()).unwrap_or(usize::MAX);
-                    if !this.is_alive(node, life.saturating_add(1)) {
+                    // One that comes back with an empty disk has another name.
+                    let dead = usize::try_from(node.broker()).unwrap_or(usize::MAX);
+                    let lives = this.broker(dead).map(|broker| broker.life);
+                    if lives != Some(life.saturating_add(1)) {
                         return;
                     }
                     for hosted in this.process(index).iter().flat_map(|it| it.shards.values()) {

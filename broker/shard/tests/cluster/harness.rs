@@ -25,9 +25,6 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// Numbers in one part of a snapshot.
 const PART: usize = 200;
 
-/// Numbers that were sent in snapshots, by all replicas of the process.
-pub static SENT: AtomicUsize = AtomicUsize::new(0);
-
 type Numbers = Vec<u64>;
 type Durable = Arc<Mutex<(Option<LogPosition>, Numbers)>>;
 
@@ -35,6 +32,7 @@ pub struct Machine {
     durable: Durable,
     at: Option<LogPosition>,
     pub numbers: Numbers,
+    sent: Arc<AtomicUsize>,
 }
 
 impl StateMachine for Machine {
@@ -63,7 +61,10 @@ impl StateMachine for Machine {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Snapshot>, CheckpointError> {
-        Ok(Arc::new(Picture(self.numbers.clone())))
+        Ok(Arc::new(Picture {
+            numbers: self.numbers.clone(),
+            sent: Arc::clone(&self.sent),
+        }))
     }
 
     fn receive(&self, description: Bytes) -> Result<(Box<dyn Incoming>, Bytes), CheckpointError> {
@@ -94,18 +95,21 @@ impl StateMachine for Machine {
     }
 }
 
-struct Picture(Numbers);
+struct Picture {
+    numbers: Numbers,
+    sent: Arc<AtomicUsize>,
+}
 
 impl Snapshot for Picture {
     fn description(&self) -> Bytes {
-        (self.0.len() as u64).to_be_bytes().to_vec().into()
+        (self.numbers.len() as u64).to_be_bytes().to_vec().into()
     }
 
     fn chunk(&self, have: &[u8], cursor: u64) -> Result<Option<(Bytes, u64)>, CheckpointError> {
         let have = u64::from_be_bytes(have.try_into().unwrap()) as usize;
-        let rest = &self.0[have + cursor as usize..];
+        let rest = &self.numbers[have + cursor as usize..];
         let part = &rest[..rest.len().min(PART)];
-        SENT.fetch_add(part.len(), Ordering::Relaxed);
+        self.sent.fetch_add(part.len(), Ordering::Relaxed);
         let bytes: Vec<u8> = part
             .iter()
             .flat_map(|number| number.to_be_bytes())
@@ -190,6 +194,8 @@ pub struct Cluster {
     pub net: Net,
     pub replicas: Vec<Replica>,
     pub tail: usize,
+    /// Numbers that were sent in snapshots, by all replicas.
+    pub sent: Arc<AtomicUsize>,
 }
 
 pub fn timing() -> Timing {
@@ -213,6 +219,7 @@ impl Cluster {
             net: Net::default(),
             replicas,
             tail: 8 << 20,
+            sent: Arc::default(),
         }
     }
 
@@ -242,7 +249,7 @@ impl Cluster {
     }
 
     pub async fn start(&mut self, place: usize, formation: Formation) {
-        let tail_bytes = self.tail;
+        let (tail_bytes, sent) = (self.tail, Arc::clone(&self.sent));
         let replica = &mut self.replicas[place];
         let (wal, records) = replica.wal().await;
         let (at, numbers) = replica.durable.lock().unwrap().clone();
@@ -250,6 +257,7 @@ impl Cluster {
             durable: Arc::clone(&replica.durable),
             at,
             numbers,
+            sent,
         };
         let config = ShardConfig {
             timing: timing(),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::harness::{Cluster, SENT, eventually};
+use crate::harness::{Cluster, eventually};
 
 const SNAPSHOT_BEGIN: u8 = 6;
 const SNAPSHOT_PART: u8 = 7;
@@ -52,7 +52,7 @@ async fn a_replica_that_is_far_behind_gets_a_snapshot_of_what_it_lacks_also_afte
         status.purged.filter(|purged| *purged > 2000)
     })
     .await;
-    let before = SENT.load(Ordering::Relaxed);
+    let before = cluster.sent.load(Ordering::Relaxed);
     // At first no part arrives.
     cluster.net.poison(SNAPSHOT_PART);
     cluster.restart(other).await;
@@ -64,10 +64,10 @@ async fn a_replica_that_is_far_behind_gets_a_snapshot_of_what_it_lacks_also_afte
         cluster.replicas[other].numbers().len() <= 1000,
         "what is received in part changes nothing"
     );
-    let wasted = SENT.load(Ordering::Relaxed);
+    let wasted = cluster.sent.load(Ordering::Relaxed);
     cluster.net.heal();
     assert_eq!(cluster.agreed().await, (0..5000).collect::<Vec<_>>());
-    let sent = SENT.load(Ordering::Relaxed);
+    let sent = cluster.sent.load(Ordering::Relaxed);
     assert!(wasted > before);
     assert!(
         sent - wasted < 2 * 4100,

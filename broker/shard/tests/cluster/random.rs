@@ -12,6 +12,9 @@ use palisade_shard::{LogPosition, Shard};
 
 use crate::harness::{Cluster, Machine, command};
 
+/// How many tests there are, a seed for each unless others are asked for.
+const TESTS: u64 = 4;
+
 struct Random(u64);
 
 impl Random {
@@ -170,14 +173,14 @@ fn prefixes_agree(cluster: &Cluster) {
     }
 }
 
-#[test]
-fn nothing_acknowledged_is_lost_whatever_happens() {
+/// Runs one test's share of the seeds: the tests take turns at them, and run side by side.
+fn nothing_acknowledged_is_lost(turn: u64) {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
     let seeds = match number("PALISADE_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("PALISADE_SEEDS").unwrap_or(4)).collect(),
+        Some(seed) => seed..=seed,
+        None => 1..=number("PALISADE_SEEDS").unwrap_or(TESTS),
     };
-    for seed in seeds {
+    for seed in seeds.filter(|seed| seed % TESTS == turn % TESTS) {
         eprintln!("PALISADE_SEED={seed}");
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -186,4 +189,24 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
             .unwrap()
             .block_on(run(seed));
     }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_with_seed_1() {
+    nothing_acknowledged_is_lost(1);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_with_seed_2() {
+    nothing_acknowledged_is_lost(2);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_with_seed_3() {
+    nothing_acknowledged_is_lost(3);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_whatever_happens_with_seed_4() {
+    nothing_acknowledged_is_lost(4);
 }
