@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use palisade_shard::{Message, NodeId, TransportError};
 use rustls::{ClientConfig, client::verify_server_name, server::ParsedCertificate};
 use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::sync::watch;
 
 /// ALPN of the protocol: tells its connections from those of Kafka clients on the same port.
 pub const ALPN: &[u8] = b"palisade-peer/1";
@@ -26,12 +27,30 @@ pub struct PeerAddress {
 pub trait Directory: Send + Sync + 'static {
     /// Where this broker is, if it is known.
     fn address(&self, broker: i32) -> Option<PeerAddress>;
+
+    /// Whether this broker belongs to the cluster: one that does not is not called again after an attempt that failed, unless somebody asks for it. An address may be
+    /// known, or guessed, of a broker that does not belong to it yet, or any more.
+    fn is_member(&self, broker: i32) -> bool {
+        self.address(broker).is_some()
+    }
 }
 
 /// Has the TLS configuration of connections to peers.
 pub trait Connector: Send + Sync + 'static {
     /// Asked for every new connection, so that certificates can be replaced. Must offer [`ALPN`] and should not resume sessions: a resumed one is not verified again.
     fn config(&self) -> Arc<ClientConfig>;
+
+    /// Tells of every replacement of the certificates, or of what is trusted, from now on; `None` when nothing is ever replaced.
+    fn changes(&self) -> Option<watch::Receiver<()>> {
+        None
+    }
+
+    /// Whether a peer with these certificates would be believed now: the leaf first, then those up to its authority. Asked after each change, for both sides of
+    /// connections that stand.
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        let _ = chain;
+        true
+    }
 }
 
 /// Answers the messages of peers.
@@ -90,33 +109,35 @@ impl CallError {
     }
 }
 
-/// The certificate that a client has proved to own, for the names in it.
+/// The certificate that a client has proved to own, with those up to its authority.
 #[derive(Clone)]
-pub struct PeerNames(CertificateDer<'static>);
+pub struct PeerCertificate(Vec<CertificateDer<'static>>);
 
-impl PeerNames {
-    /// Of a leaf certificate that TLS has verified.
+impl PeerCertificate {
+    /// Of certificates that TLS has verified, the leaf first.
     #[must_use]
-    pub fn new(leaf: CertificateDer<'static>) -> Self {
-        Self(leaf)
+    pub fn new(chain: Vec<CertificateDer<'static>>) -> Self {
+        Self(chain)
     }
 
     /// Whether the certificate is valid for the host, by the rules for servers.
     #[must_use]
-    pub fn contain(&self, host: &str) -> bool {
-        let (Ok(name), Ok(certificate)) = (
-            ServerName::try_from(host),
-            ParsedCertificate::try_from(&self.0),
-        ) else {
-            return false;
-        };
-        verify_server_name(&certificate, &name).is_ok()
+    pub fn is_for(&self, host: &str) -> bool {
+        let leaf = self.0.first().map(ParsedCertificate::try_from);
+        match (ServerName::try_from(host), leaf) {
+            (Ok(name), Some(Ok(leaf))) => verify_server_name(&leaf, &name).is_ok(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.0
     }
 }
 
-impl fmt::Debug for PeerNames {
+impl fmt::Debug for PeerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PeerNames")
+        f.write_str("PeerCertificate")
     }
 }
 
@@ -149,6 +170,8 @@ pub struct Limits {
     pub queue_bytes: usize,
     /// Most bytes of one connection's messages that are being handled; nothing is read beyond.
     pub handling_bytes: usize,
+    /// Most messages of one connection that are being handled: an answer may be large where the question is small.
+    pub handling: usize,
     /// Largest frame.
     pub frame_bytes: usize,
     /// An idle side shows life this often.
@@ -176,6 +199,8 @@ impl Default for Limits {
         Self {
             queue_bytes: 64 << 20,
             handling_bytes: 256 << 20,
+            // More than the appends to all the shards that an honest peer has on their way at a time.
+            handling: 4096,
             frame_bytes: 64 << 20,
             keep_alive: Duration::from_millis(500),
             silence: Duration::from_secs(3),

@@ -7,7 +7,7 @@ use std::{
 
 use palisade_shard::NodeId;
 use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split},
     net::TcpStream,
@@ -30,6 +30,8 @@ type Stream = TlsStream<BufReader<TcpStream>>;
 #[derive(Debug)]
 pub(crate) struct Dialled {
     pub(crate) node: NodeId,
+    /// What the other side has shown.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) reader: FrameReader<ReadHalf<Stream>>,
     pub(crate) writer: WriteHalf<Stream>,
 }
@@ -107,6 +109,8 @@ pub(crate) async fn dial(
         return Err(DialError::Protocol { host, port });
     }
     tls.set_buffer_limit(Some(TLS_BUFFER));
+    let shown = tls.peer_certificates().unwrap_or_default();
+    let chain = shown.iter().map(|one| one.clone().into_owned()).collect();
     let (reader, mut writer) = split(stream);
     let broken = |error: Error| DialError::Broken(error.to_string());
     let hello = mine.frame();
@@ -130,6 +134,7 @@ pub(crate) async fn dial(
     reader.limit(frame_bytes);
     Ok(Dialled {
         node: theirs.node,
+        chain,
         reader,
         writer,
     })

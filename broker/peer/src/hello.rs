@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use palisade_shard::{Message, NodeId};
 
 use crate::{
-    api::PeerNames,
+    api::PeerCertificate,
     frame::{Frame, What},
 };
 
@@ -89,13 +89,13 @@ pub(crate) fn judge_client(
     theirs: &Hello,
     mine: &Hello,
     host: Option<&str>,
-    names: &PeerNames,
+    certificate: &PeerCertificate,
 ) -> Result<(), String> {
     theirs.is_of(mine)?;
     let broker = theirs.broker;
     match host {
         None => Err(format!("no address of broker {broker} is known here")),
-        Some(host) if names.contain(host) => Ok(()),
+        Some(host) if certificate.is_for(host) => Ok(()),
         Some(host) => Err(format!(
             "it claims to be broker {broker}, but its certificate is not valid for {host}"
         )),
@@ -168,14 +168,14 @@ mod tests {
         }
     }
 
-    fn names(sans: &[&str]) -> PeerNames {
+    fn names(sans: &[&str]) -> PeerCertificate {
         let key = rcgen::KeyPair::generate().unwrap();
         let sans: Vec<String> = sans.iter().map(|san| (*san).to_owned()).collect();
         let certificate = rcgen::CertificateParams::new(sans)
             .unwrap()
             .self_signed(&key)
             .unwrap();
-        PeerNames::new(certificate.der().clone())
+        PeerCertificate::new(vec![certificate.der().clone()])
     }
 
     #[test]

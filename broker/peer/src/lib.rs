@@ -42,7 +42,7 @@ mod tests;
 
 pub use api::{
     ALPN, CLUSTER_CHANNEL, CallError, Connector, Directory, Handler, Limits, PeerAddress,
-    PeerEvent, PeerNames, PeerOptions, PeerState, Refused,
+    PeerCertificate, PeerEvent, PeerOptions, PeerState, Refused,
 };
 #[doc(hidden)]
 pub use frame::decode_all;

@@ -21,6 +21,8 @@ use crate::{
 
 /// A connection that lived for so long is made again at once when it breaks.
 const STEADY: Duration = Duration::from_secs(1);
+/// Why a connection ends that would not come about any more.
+pub(crate) const UNTRUSTED: &str = "its certificate is not trusted any more";
 /// An old connection that cannot be replaced is tried again after this part of its greatest age.
 const RETRIES_PER_AGE: u32 = 60;
 
@@ -121,7 +123,7 @@ impl Link {
                     if let Some(lane) = first.take() {
                         lane.fail(&CallError::Unreachable(reason));
                     }
-                    if matches!(error, DialError::NoAddress) && self.leave(&shared) {
+                    if self.leave(&shared) {
                         return;
                     }
                 }
@@ -139,10 +141,10 @@ impl Link {
         self.down(&shared, &reason);
     }
 
-    /// Nobody knows the broker: the next call begins anew.
+    /// True when the broker is none of the cluster's: the next call begins anew.
     fn leave(&self, shared: &Shared) -> bool {
         let mut links = shared.links.lock();
-        if shared.options.directory.address(self.broker).is_some() {
+        if shared.options.directory.is_member(self.broker) {
             return false;
         }
         links.remove(&self.broker);
@@ -195,6 +197,8 @@ impl Link {
     ) -> String {
         let node = dialled.node;
         let limits = shared.options.limits;
+        let mut trust = shared.trust();
+        let mut chain = dialled.chain.clone();
         let mut lane = first.unwrap_or_default();
         self.up(shared, &lane, node);
         shared.tell(PeerEvent::Up(node));
@@ -205,6 +209,14 @@ impl Link {
         loop {
             let next = tokio::select! {
                 end = &mut running => return reason(end),
+                () = trust.changed() => {
+                    if !trust.holds(&chain) {
+                        return self.give_up(&lane, UNTRUSTED);
+                    }
+                    // Before the other side trusts what this one has shown no more.
+                    renew = Instant::now();
+                    continue;
+                }
                 next = async {
                     sleep_until(renew).await;
                     self.dial(shared, true).await
@@ -212,6 +224,7 @@ impl Link {
             };
             match next {
                 Ok(next) if next.node == node => {
+                    chain.clone_from(&next.chain);
                     match self.hand_over(shared, &lane, next, &mut running).await {
                         Ok((new, run)) => {
                             (lane, running) = (new, run);

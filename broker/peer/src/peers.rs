@@ -18,7 +18,9 @@ use tokio::{
 };
 
 use crate::{
-    api::{CLUSTER_CHANNEL, CallError, Handler, PeerEvent, PeerNames, PeerOptions, PeerState},
+    api::{
+        CLUSTER_CHANNEL, CallError, Handler, PeerCertificate, PeerEvent, PeerOptions, PeerState,
+    },
     lane::Answer,
     link::Link,
     serve::serve,
@@ -57,11 +59,11 @@ impl Peers {
         drop(self.link(broker));
     }
 
-    /// Serves an accepted connection, until it ends, on which [`crate::ALPN`] was agreed and whose client has proved to own the certificate of `names`.
+    /// Serves an accepted connection, until it ends, on which [`crate::ALPN`] was agreed and whose client has proved to own `certificate`.
     pub fn serve<S>(
         self: &Arc<Self>,
         stream: S,
-        names: PeerNames,
+        certificate: PeerCertificate,
     ) -> impl Future<Output = ()> + Send + use<S>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -69,7 +71,7 @@ impl Peers {
         let shared = Arc::clone(&self.shared);
         let token = shared.tasks.token();
         async move {
-            serve(shared, stream, names).await;
+            serve(shared, stream, certificate).await;
             drop(token);
         }
     }

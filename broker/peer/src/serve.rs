@@ -18,11 +18,12 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    api::{Handler, PeerNames, Refused},
+    api::{Handler, PeerCertificate, Refused},
     frame::{Frame, What},
     gate::Gate,
     hello::{Hello, MAX_HELLO, judge_client, rejection},
     lane::{FAILED, NOT_HOSTED},
+    link::UNTRUSTED,
     outbox::{Outbox, write_loop},
     run::{Writing, written},
     shared::Shared,
@@ -42,6 +43,8 @@ enum Close {
     Write(String),
     #[error("it came back on another connection")]
     Superseded,
+    #[error("{}", UNTRUSTED)]
+    Untrusted,
     #[error("the connection is too old")]
     Old,
     #[error("this broker stops")]
@@ -49,7 +52,7 @@ enum Close {
 }
 
 /// Serves an accepted connection to its end.
-pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, names: PeerNames)
+pub(crate) async fn serve<S>(shared: Arc<Shared>, stream: S, certificate: PeerCertificate)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -61,7 +64,7 @@ where
         () = shared.stopping.cancelled() => return,
     };
     let hello = match hello {
-        Ok(Ok(frame)) => judge(&shared, &frame, &names),
+        Ok(Ok(frame)) => judge(&shared, &frame, &certificate),
         // What is no frame at all is not worth an answer.
         Ok(Err(error)) => {
             warn!(%error, "a connection of a broker ended before its hello");
@@ -104,6 +107,7 @@ where
         let mut serving = Serving {
             shared: &shared,
             node,
+            certificate,
             gate: &gate,
             handler,
             outbox,
@@ -128,12 +132,12 @@ where
 fn judge(
     shared: &Shared,
     frame: &Frame,
-    names: &PeerNames,
+    certificate: &PeerCertificate,
 ) -> Result<(Hello, Arc<dyn Handler>), String> {
     let theirs = Hello::parse(frame)?;
     let address = shared.options.directory.address(theirs.broker);
     let host = address.as_ref().map(|address| address.host.as_str());
-    judge_client(&theirs, &shared.hello(false), host, names)?;
+    judge_client(&theirs, &shared.hello(false), host, certificate)?;
     let handler = shared.handler.get().ok_or("this broker is starting")?;
     Ok((theirs, Arc::clone(handler)))
 }
@@ -149,6 +153,7 @@ async fn write<W: AsyncWrite + Unpin>(writer: &mut W, frame: &Frame) -> io::Resu
 struct Serving<'a> {
     shared: &'a Shared,
     node: NodeId,
+    certificate: PeerCertificate,
     gate: &'a Gate,
     handler: Arc<dyn Handler>,
     outbox: Arc<Outbox>,
@@ -169,23 +174,34 @@ impl Serving<'_> {
         let born = Instant::now();
         let mut heard = born;
         let mut stop_by: Option<Instant> = None;
+        // What has changed since the handshake counts as well.
+        let mut trust = self.shared.trust();
+        if !trust.holds(self.certificate.chain()) {
+            return Close::Untrusted;
+        }
         loop {
-            let paused = stop_by.is_some()
-                || self.bytes > limits.handling_bytes
-                || self.outbox.bytes() > limits.queue_bytes;
+            if stop_by.is_none()
+                && let Err(close) = self.received(&mut reader)
+            {
+                return close;
+            }
+            let paused = stop_by.is_some() || self.is_busy();
             if stop_by.is_some() && self.handling.is_empty() {
                 self.outbox.close();
             }
             tokio::select! {
                 biased;
+                () = self.gate.ended.cancelled() => return Close::Superseded,
+                () = trust.changed() => {
+                    if !trust.holds(self.certificate.chain()) {
+                        return Close::Untrusted;
+                    }
+                }
                 Some(handled) = self.handling.next() => self.handled(handled),
                 filled = reader.fill(), if !paused => {
                     heard = Instant::now();
                     if let Err(close) = filled {
                         return close.into();
-                    }
-                    if let Err(close) = self.received(&mut reader) {
-                        return close;
                     }
                 }
                 _ = tick.tick() => {
@@ -205,7 +221,6 @@ impl Serving<'_> {
                         Err(error) => Close::Write(error.to_string()),
                     };
                 }
-                () = self.gate.ended.cancelled() => return Close::Superseded,
                 () = self.shared.stopping.cancelled(), if stop_by.is_none() => {
                     stop_by = Some(Instant::now() + limits.stop);
                 }
@@ -214,8 +229,19 @@ impl Serving<'_> {
         }
     }
 
+    /// Whether as much is being handled, or waits to be written, as may.
+    fn is_busy(&self) -> bool {
+        let limits = &self.shared.options.limits;
+        self.bytes > limits.handling_bytes
+            || self.handling.len() >= limits.handling
+            || self.outbox.bytes() > limits.queue_bytes
+    }
+
+    /// Takes what has arrived, as far as there is room for it.
     fn received<R: AsyncRead + Unpin>(&mut self, reader: &mut FrameReader<R>) -> Result<(), Close> {
-        while let Some(frame) = reader.next()? {
+        while !self.is_busy()
+            && let Some(frame) = reader.next()?
+        {
             match frame.what {
                 What::Request => self.request(frame)?,
                 What::Ping if frame.correlation == 0 => {}

@@ -7,6 +7,7 @@ use std::{
 
 use palisade_shard::NodeId;
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
     sync::{broadcast, watch},
@@ -14,7 +15,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::{Handler, PeerEvent, PeerOptions, PeerState},
+    api::{Connector, Handler, PeerEvent, PeerOptions, PeerState},
     gate::Gates,
     hello::{Hello, VERSION},
     link::Link,
@@ -34,6 +35,28 @@ pub(crate) struct Shared {
     events: broadcast::Sender<PeerEvent>,
     pub(crate) stopping: CancellationToken,
     pub(crate) tasks: TaskTracker,
+}
+
+/// Whether the certificates of a connection are still believed.
+pub(crate) struct Trust {
+    connector: Arc<dyn Connector>,
+    changes: Option<watch::Receiver<()>>,
+}
+
+impl Trust {
+    /// Waits until something was replaced; for ever when nothing is. Cancelling it loses nothing.
+    pub(crate) async fn changed(&mut self) {
+        if let Some(changes) = &mut self.changes
+            && changes.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
+    pub(crate) fn holds(&self, chain: &[CertificateDer<'static>]) -> bool {
+        self.connector.trusts(chain)
+    }
 }
 
 impl Shared {
@@ -61,6 +84,13 @@ impl Shared {
             broker: self.options.me.broker(),
             takes_over,
         }
+    }
+
+    /// Watches the certificates of a connection.
+    pub(crate) fn trust(&self) -> Trust {
+        let connector = Arc::clone(&self.options.connector);
+        let changes = connector.changes();
+        Trust { connector, changes }
     }
 
     /// Who said hello last.

@@ -183,17 +183,17 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, peers: Arc<Peers>)
             let Ok(tls) = acceptor.accept(tcp).await else {
                 return;
             };
-            let names = names(&tls);
-            peers.serve(tls, names).await;
+            let shown = shown(&tls);
+            peers.serve(tls, shown).await;
         });
     }
 }
 
-fn names(tls: &TlsStream<BufReader<TcpStream>>) -> PeerNames {
+fn shown(tls: &TlsStream<BufReader<TcpStream>>) -> PeerCertificate {
     let connection = tls.get_ref().1;
     assert_eq!(connection.alpn_protocol(), Some(ALPN));
-    let leaf = &connection.peer_certificates().unwrap()[0];
-    PeerNames::new(leaf.clone().into_owned())
+    let chain = connection.peer_certificates().unwrap();
+    PeerCertificate::new(chain.iter().map(|one| one.clone().into_owned()).collect())
 }
 
 struct Broker {

@@ -1,10 +1,14 @@
 //! Certificates that change, and connections that get old.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use palisade_log::ShardId;
 use palisade_shard::Transport;
-use tokio::sync::mpsc;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::{frame::What, tests::wire::Raw};
@@ -21,6 +25,44 @@ impl Connector for Disk {
     }
 }
 
+/// Is told whom to believe.
+struct Judge {
+    config: Arc<ClientConfig>,
+    changes: watch::Sender<()>,
+    refuses: AtomicBool,
+}
+
+impl Judge {
+    fn of(identity: &Identity, net: &Net) -> Arc<Self> {
+        Arc::new(Self {
+            config: identity.client(&net.authority),
+            changes: watch::Sender::new(()),
+            refuses: AtomicBool::new(false),
+        })
+    }
+
+    /// Something is replaced; whether anybody is believed from then on.
+    fn replace(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
+        self.changes.send_replace(());
+    }
+}
+
+impl Connector for Judge {
+    fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<()>> {
+        Some(self.changes.subscribe())
+    }
+
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        assert!(!chain.is_empty());
+        !self.refuses.load(Ordering::Relaxed)
+    }
+}
+
 /// Takes connections, shows the certificates that they come with, and serves them.
 async fn show(fake: Fake, peers: Arc<Peers>, seen: mpsc::UnboundedSender<Vec<u8>>) {
     loop {
@@ -28,8 +70,8 @@ async fn show(fake: Fake, peers: Arc<Peers>, seen: mpsc::UnboundedSender<Vec<u8>
         let tls = fake.acceptor.accept(BufReader::new(tcp)).await.unwrap();
         let leaf = &tls.get_ref().1.peer_certificates().unwrap()[0];
         seen.send(leaf.to_vec()).unwrap();
-        let names = names(&tls);
-        tokio::spawn(peers.serve(tls, names));
+        let shown = shown(&tls);
+        tokio::spawn(peers.serve(tls, shown));
     }
 }
 
@@ -177,5 +219,46 @@ async fn the_server_ends_a_connection_that_nobody_replaces() {
     assert!(
         began.elapsed() < Duration::from_secs(3),
         "it was not silence"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_is_renewed_when_something_is_replaced_and_ends_when_it_is_not_trusted_any_more()
+ {
+    let net = Net::new();
+    let fake = net.fake(2).await;
+    let judge = Judge::of(&net.identity(1), &net);
+    let mut options = net.options(NodeId::of(1, 1));
+    options.connector = Arc::clone(&judge) as _;
+    let one = net.start(options, echo()).await;
+    let before = one.peers.call_cluster(2, message(1, "before", 0));
+    let mut called = fake.greeted(2).await;
+    let asked = called.frame().await.unwrap();
+    let mut calling = Raw::greeted(&net, 2, 1).await;
+
+    // Long before it is old.
+    judge.replace(false);
+    let mut renewed = fake.greeted(2).await;
+    let barrier = called.frame().await.unwrap();
+    assert_eq!(barrier.what, What::Ping);
+    let pong = crate::frame::Frame::bare(What::Pong, barrier.correlation);
+    called.send(&pong).await;
+    let answer = crate::frame::Frame {
+        what: What::Answer,
+        ..asked
+    };
+    called.send(&answer).await;
+    assert_eq!(soon(before).await.unwrap().head, "before");
+    let after = one.peers.call_cluster(2, message(1, "after", 0));
+    assert_eq!(renewed.frame().await.unwrap().message.head, "after");
+    let kept = tokio::time::timeout(Duration::from_millis(100), calling.frame()).await;
+    assert!(kept.is_err(), "{kept:?}");
+
+    judge.replace(true);
+    assert!(calling.frame().await.is_none());
+    let error = soon(after).await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Broken(reason) if reason.contains("not trusted any more")),
+        "{error}"
     );
 }

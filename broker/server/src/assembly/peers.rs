@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use palisade_config::{BrokerConfig, CONTROL_LISTENER, Seed};
 use palisade_metadata::Image;
 use palisade_peer::{Connector, Directory, Limits, PeerAddress, PeerOptions, Peers};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::{start::Endpoints, storage::Opened};
@@ -36,8 +37,8 @@ fn sibling(own: i32, host: &str, broker: i32) -> String {
     }
 }
 
-impl Directory for Book {
-    fn address(&self, broker: i32) -> Option<PeerAddress> {
+impl Book {
+    fn known(&self, broker: i32) -> Option<PeerAddress> {
         let image = Arc::clone(&self.images.borrow());
         let registered = image
             .brokers
@@ -57,13 +58,23 @@ impl Directory for Book {
                     port,
                 })
         };
+        registered.or_else(seed)
+    }
+}
+
+impl Directory for Book {
+    fn address(&self, broker: i32) -> Option<PeerAddress> {
         let (id, address) = &self.own;
-        registered.or_else(seed).or_else(|| {
+        self.known(broker).or_else(|| {
             Some(PeerAddress {
                 host: sibling(*id, &address.host, broker),
                 port: address.port,
             })
         })
+    }
+
+    fn is_member(&self, broker: i32) -> bool {
+        self.known(broker).is_some()
     }
 }
 
@@ -78,6 +89,14 @@ impl Connector for Certificates {
         // Whatever is loaded later has one too: it depends on the port alone.
         let current = self.control.current().client.clone();
         current.unwrap_or_else(|| Arc::clone(&self.first))
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<()>> {
+        Some(self.control.changes())
+    }
+
+    fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        self.control.current().trusts(chain)
     }
 }
 

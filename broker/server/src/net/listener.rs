@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use palisade_config::Mechanism;
-use palisade_peer::{ALPN as PEER_ALPN, PeerNames, Peers};
+use palisade_peer::{ALPN as PEER_ALPN, PeerCertificate, Peers};
 use palisade_security::{Principal, PrincipalMapper};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -258,11 +258,7 @@ async fn admitted<A: Application>(
         },
     };
     let shown = certificates.map(|chain| Shown {
-        chain: chain
-            .iter()
-            .cloned()
-            .map(CertificateDer::into_owned)
-            .collect(),
+        chain: owned(chain),
         endpoint: Arc::clone(endpoint),
         changes,
     });
@@ -297,15 +293,20 @@ fn is_peer(stream: &TlsStream<BufReader<TcpStream>>) -> bool {
 
 async fn serve_peer(stream: TlsStream<BufReader<TcpStream>>, peers: &Arc<Peers>) {
     // The control port asks everyone for a certificate, so there is one.
-    let leaf = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first());
-    if let Some(leaf) = leaf {
-        let names = PeerNames::new(leaf.clone().into_owned());
-        peers.serve(stream, names).await;
+    let Some(chain) = stream.get_ref().1.peer_certificates() else {
+        return;
+    };
+    if chain.first().is_none_or(is_expired) {
+        info!("TLS handshake failed: the certificate of a broker has expired");
+        return;
     }
+    let certificate = PeerCertificate::new(owned(chain));
+    peers.serve(stream, certificate).await;
+}
+
+fn owned(chain: &[CertificateDer<'_>]) -> Vec<CertificateDer<'static>> {
+    let chain = chain.iter().cloned();
+    chain.map(CertificateDer::into_owned).collect()
 }
 
 /// Accepts other brokers at the control port, and nobody else, until `until`; gives the port back then.
