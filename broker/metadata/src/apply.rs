@@ -103,6 +103,8 @@ impl Image {
             C::SetTopicKey { id, version, key } => self.set_topic_key(id, version, key),
             C::DropTopicKey { id, version } => self.drop_topic_key(id, version),
             C::AddTopicKey { id, version, key } => self.add_topic_key(id, version, key),
+            C::RetirePool { replication_factor } => self.retire_pool(replication_factor),
+            C::ShardSettled { shard, generation } => self.shard_settled(shard, generation),
         }?;
         self.version += 1;
         Ok(response)

@@ -95,7 +95,7 @@ pub struct ShardInfo {
     pub replicas: Vec<NodeId>,
     /// 0 as created; grows with every change of `replicas`.
     pub generation: u32,
-    /// Who may form the shard's Raft group, all of them together: its first replicas, until it is assigned anew.
+    /// Who may form the shard's Raft group, all of them together: its first replicas, until it is assigned anew; later a sole one with nobody to wait for.
     pub founders: Vec<NodeId>,
 }
 
@@ -129,6 +129,12 @@ impl ShardInfo {
         self.founders
             .contains(&node)
             .then(|| self.founders.iter().copied().collect())
+    }
+
+    /// Whether its sole replica came to it by a move, and is not known to be all there is of it; see [`MetadataCommand::ShardSettled`].
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        self.replicas.len() == 1 && self.founders.is_empty()
     }
 
     /// Changes the replicas; `false` when they are these already.
@@ -202,14 +208,35 @@ impl Image {
         replication_factor: u16,
         for_groups: bool,
     ) -> Result<MetadataCommand, MetadataError> {
+        self.new_pool_among(replication_factor, for_groups, |_| true)
+    }
+
+    /// As [`Image::new_pool`], with replicas only on brokers that are `alive`, when these are enough: the others could not take part in anything. There are as
+    /// many shards all the same, and [`Image::rebalance`] gives every broker its share.
+    ///
+    /// # Errors
+    /// As [`Image::new_pool`].
+    pub fn new_pool_among(
+        &self,
+        replication_factor: u16,
+        for_groups: bool,
+        alive: impl Fn(i32) -> bool,
+    ) -> Result<MetadataCommand, MetadataError> {
         let cluster = self
             .cluster
             .as_ref()
             .ok_or(MetadataError::NotBootstrapped)?;
         self.check_replication_factor(replication_factor)?;
+        let mut sites = self.sites();
+        let per_broker = usize::try_from(cluster.data_shards).unwrap_or(usize::MAX);
+        let count = per_broker.saturating_mul(sites.len());
+        let is_alive = |site: &Site| alive(site.node.broker());
+        if sites.iter().filter(|site| is_alive(site)).count() >= usize::from(replication_factor) {
+            sites.retain(is_alive);
+        }
         Ok(MetadataCommand::CreatePool {
             replication_factor,
-            replicas: placement::place_pool(&self.sites(), replication_factor, cluster.data_shards),
+            replicas: placement::place_pool(&sites, replication_factor, count),
             for_groups,
         })
     }

@@ -18,9 +18,12 @@ use uuid::Uuid;
 
 use crate::MetadataError;
 
-/// What commands are written in that brokers of the first version know; and the one that adds [`MetadataCommand::AddTopicKey`].
+/// What commands are written in that brokers of the first version know; those that add [`MetadataCommand::AddTopicKey`], [`MetadataCommand::RetirePool`] and
+/// [`MetadataCommand::ShardSettled`].
 const FORMAT: u8 = 2;
 const FORMAT_WITH_ADD_KEY: u8 = 3;
+const FORMAT_WITH_RETIRE_POOL: u8 = 4;
+const FORMAT_WITH_SHARD_SETTLED: u8 = 5;
 /// Longest command that is read: a bound for what a damaged entry can ask for, far above what requests carry.
 pub const MAX_COMMAND_BYTES: usize = 16 << 20;
 
@@ -175,6 +178,20 @@ pub enum MetadataCommand {
         /// The key.
         key: WrappedKey,
     },
+    /// Gives up the shards of a replication factor, which nothing uses: they would need that many brokers for as long as the cluster lives. The next topic of that
+    /// replication factor gets new ones. Since format 4.
+    RetirePool {
+        /// The replication factor.
+        replication_factor: u16,
+    },
+    /// A shard's sole replica, which came to it by a move, is all there is of it: its confirmed members are this one, so that no replica of before can lead it
+    /// any more. From now on it begins anew when its data are lost. Refused of a shard that is not [`crate::ShardInfo::is_unsettled`]. Since format 5.
+    ShardSettled {
+        /// The shard.
+        shard: ShardId,
+        /// Its generation as the proposer knows it.
+        generation: u32,
+    },
 }
 
 /// One way to reach a broker.
@@ -310,6 +327,8 @@ impl MetadataCommand {
     pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
         let format = match self {
             Self::AddTopicKey { .. } => FORMAT_WITH_ADD_KEY,
+            Self::RetirePool { .. } => FORMAT_WITH_RETIRE_POOL,
+            Self::ShardSettled { .. } => FORMAT_WITH_SHARD_SETTLED,
             _ => FORMAT,
         };
         let bytes = postcard::to_extend(self, vec![format])
@@ -334,7 +353,7 @@ impl MetadataCommand {
         }
         match bytes.split_first() {
             None => Err(malformed("it is empty".to_owned())),
-            Some((&(FORMAT | FORMAT_WITH_ADD_KEY), body)) => {
+            Some((&(FORMAT..=FORMAT_WITH_SHARD_SETTLED), body)) => {
                 match postcard::take_from_bytes(body) {
                     Ok((command, [])) => Ok(command),
                     Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),

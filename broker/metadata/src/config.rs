@@ -106,25 +106,28 @@ impl Namespace {
         for (name, value) in overrides {
             self.find(name)?.check(value)?;
         }
-        if self == Self::Topic {
-            let number = |name| {
-                overrides
-                    .get(name)
-                    .and_then(|text: &String| text.parse().ok())
-            };
-            let lag: (Option<i64>, Option<i64>) = (
-                number("min.compaction.lag.ms"),
-                number("max.compaction.lag.ms"),
-            );
-            if let (Some(least), Some(most)) = lag
-                && least > most
-            {
-                return Err(ConfigError::Contradiction(
-                    "min.compaction.lag.ms is greater than max.compaction.lag.ms".into(),
-                ));
-            }
+        self.check_together(overrides)
+    }
+
+    /// Checks the values that limit each other, in all that one resource would have then.
+    ///
+    /// # Errors
+    /// [`ConfigError::Contradiction`].
+    pub fn check_together(self, all: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+        let (shortest, longest) = match self {
+            Self::Topic => ("min.compaction.lag.ms", "max.compaction.lag.ms"),
+            Self::Broker => (
+                "log.cleaner.min.compaction.lag.ms",
+                "log.cleaner.max.compaction.lag.ms",
+            ),
+        };
+        let number = |name: &str| all.get(name)?.trim().parse::<i64>().ok();
+        match (number(shortest), number(longest)) {
+            (Some(least), Some(most)) if least > most => Err(ConfigError::Contradiction(
+                format!("{shortest} is greater than {longest}").into(),
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Checks the operations by themselves: known names, each once, lists where lists are needed.

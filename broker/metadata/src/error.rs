@@ -184,6 +184,12 @@ pub enum MetadataError {
         /// The largest replication factor that there are shards of.
         replication_factor: u16,
     },
+    /// Shards that hold something are not given up.
+    #[error("shards of replication factor {0} are in use")]
+    PoolInUse(u16),
+    /// A shard of which it is known already who may form it, or of which several replicas have the data.
+    #[error("shard {0} has several replicas, or its sole one may form it already")]
+    NothingToSettle(ShardId),
 }
 
 /// Kafka's words, which its tools' users know, and the brokers that do not count.

@@ -16,7 +16,9 @@ use crate::{
     topic_name::collision_key,
 };
 
+/// What images are written in as long as no pool was retired, and since.
 const FORMAT: u8 = 2;
+const FORMAT_WITH_RETIRED: u8 = 3;
 
 /// The metadata at a moment. Sections are shared: a clone costs a few reference counts, a change copies its section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,12 +41,14 @@ pub struct Image {
     pub brokers: Arc<BTreeMap<i32, BrokerRegistration>>,
     /// Data shards.
     pub shards: Arc<BTreeMap<ShardId, ShardInfo>>,
-    /// The shards that topics of a replication factor go to, in order; fixed once made.
+    /// The shards that topics of a replication factor go to, in order; fixed once made, until the pool is retired.
     pub pools: Arc<BTreeMap<u16, Vec<ShardId>>>,
     /// Versions of the system key, which seals offsets and the like.
     pub system_keys: Arc<BTreeMap<DekVersion, WrappedKey>>,
     /// The next producer id that has never been given out.
     pub next_producer_id: i64,
+    /// The highest number of a shard that was given up with its pool, 0 before there was one. A shard up to here that is not in `shards` is gone for good.
+    pub retired: u32,
 }
 
 /// A topic.
@@ -242,8 +246,17 @@ impl Image {
     /// # Errors
     /// [`MetadataError::Malformed`] when it cannot be serialised, which no image does.
     pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
-        postcard::to_extend(self, vec![FORMAT])
-            .map_err(|error| MetadataError::Malformed(error.to_string()))
+        let format = match self.retired {
+            0 => FORMAT,
+            _ => FORMAT_WITH_RETIRED,
+        };
+        let mut bytes = postcard::to_extend(self, vec![format])
+            .map_err(|error| MetadataError::Malformed(error.to_string()))?;
+        if format == FORMAT {
+            // The last field, one byte when it is 0, which brokers of the first version do not know.
+            bytes.pop();
+        }
+        Ok(bytes)
     }
 
     /// Reads checkpoint bytes.
@@ -251,16 +264,18 @@ impl Image {
     /// # Errors
     /// [`MetadataError::Malformed`] or [`MetadataError::Format`].
     pub fn decode(bytes: &[u8]) -> Result<Self, MetadataError> {
+        let whole = |body: &[u8]| match postcard::take_from_bytes(body) {
+            Ok((image, [])) => Ok(image),
+            Ok((_, rest)) => Err(MetadataError::Malformed(format!(
+                "{} bytes follow its end",
+                rest.len()
+            ))),
+            Err(error) => Err(MetadataError::Malformed(error.to_string())),
+        };
         match bytes.split_first() {
             None => Err(MetadataError::Malformed("it is empty".to_owned())),
-            Some((&FORMAT, body)) => match postcard::take_from_bytes(body) {
-                Ok((image, [])) => Ok(image),
-                Ok((_, rest)) => Err(MetadataError::Malformed(format!(
-                    "{} bytes follow its end",
-                    rest.len()
-                ))),
-                Err(error) => Err(MetadataError::Malformed(error.to_string())),
-            },
+            Some((&FORMAT, body)) => whole(&[body, &[0]].concat()),
+            Some((&FORMAT_WITH_RETIRED, body)) => whole(body),
             Some((format, _)) => Err(MetadataError::Format(*format)),
         }
     }

@@ -8,7 +8,7 @@ use palisade_seal::{DekVersion, KekId, WrappedKey};
 use crate::{Image, MetadataCommand};
 
 /// The topic config that says which version a topic's key has at least.
-const VERSION_CONFIG: &str = "palisade.key.version";
+pub(crate) const VERSION_CONFIG: &str = "palisade.key.version";
 
 /// Whose key it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

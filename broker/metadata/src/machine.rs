@@ -31,8 +31,13 @@ const CONTEXT: &[u8] = b"metadata checkpoint v1";
 const FORMAT: u8 = 1;
 const FILE: &str = "checkpoint";
 const MODE: u32 = 0o600;
-/// Longest checkpoint that is read: what a cluster at all its limits needs, with room to spare.
+/// Longest checkpoint that is written and read: what a cluster at all its limits needs, with room to spare.
 const MAX_FILE_BYTES: u64 = 1 << 30;
+/// What a description begins with whose image comes in parts; its length, 8 bytes, follows. No image begins with it: a broker of the first version takes the
+/// description for one, and refuses it.
+const IN_PARTS: u8 = 128;
+/// How much of an image is sent at once.
+const PART: usize = 1 << 20;
 
 /// Why the metadata cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +149,11 @@ impl MetadataMachine {
         let file = self.file.display();
         let (kek, bytes) = self
             .seal(at, image)
+            .and_then(|(kek, bytes)| {
+                // What is longer could not be opened again.
+                check_length(bytes.len() as u64)?;
+                Ok((kek, bytes))
+            })
             .map_err(|reason| CheckpointError::Write(format!("`{file}`: {reason}")))?;
         write_atomically(&self.file, &bytes, MODE)
             .map_err(|error| CheckpointError::Write(format!("`{file}`: {error}")))?;
@@ -239,8 +249,8 @@ impl StateMachine for MetadataMachine {
     }
 
     fn receive(&self, description: Bytes) -> Result<(Box<dyn Incoming>, Bytes), CheckpointError> {
-        let image = Image::decode(&description).map_err(unusable)?;
-        Ok((Box::new(IncomingImage(image)), Bytes::new()))
+        let incoming = IncomingImage::begin(&description)?;
+        Ok((Box::new(incoming), Bytes::new()))
     }
 
     fn install(
@@ -248,10 +258,13 @@ impl StateMachine for MetadataMachine {
         at: LogPosition,
         incoming: Box<dyn Incoming>,
     ) -> Result<(), CheckpointError> {
-        let IncomingImage(image) = *incoming
+        let incoming: Box<IncomingImage> = incoming
             .into_any()
             .downcast()
             .map_err(|_| unusable("it is not one of the metadata"))?;
+        let image = incoming
+            .image
+            .ok_or_else(|| unusable("it was not received to its end"))?;
         let kek = self.write(at, &image)?;
         let known = self.image.topics.iter();
         let gone = known.filter(|topic| image.topics.get(topic.id).is_none());
@@ -268,29 +281,88 @@ fn unusable(reason: impl std::fmt::Display) -> CheckpointError {
     CheckpointError::Write(format!("the metadata snapshot is not usable: {reason}"))
 }
 
-/// The encoded image: small enough to be the description of itself.
+/// The encoded image.
 struct ImageSnapshot(Bytes);
 
 impl Snapshot for ImageSnapshot {
     fn description(&self) -> Bytes {
-        self.0.clone()
+        let mut description = vec![IN_PARTS];
+        description.extend_from_slice(&(self.0.len() as u64).to_be_bytes());
+        description.into()
     }
 
-    fn chunk(&self, _have: &[u8], _cursor: u64) -> Result<Option<(Bytes, u64)>, CheckpointError> {
-        Ok(None)
+    /// The cursor counts bytes.
+    fn chunk(&self, _have: &[u8], cursor: u64) -> Result<Option<(Bytes, u64)>, CheckpointError> {
+        let length = self.0.len();
+        let begin = usize::try_from(cursor).ok().filter(|at| *at <= length);
+        let begin = begin.ok_or_else(|| unusable("its cursor lies outside of it"))?;
+        let end = begin.saturating_add(PART).min(length);
+        let part = self.0.slice(begin..end);
+        Ok((begin < end).then_some((part, end as u64)))
     }
 }
 
-struct IncomingImage(Image);
+/// An image that is being received.
+struct IncomingImage {
+    /// How long it is, as was announced.
+    length: u64,
+    /// What has come of it. Grows with what comes, not by what was announced.
+    bytes: Vec<u8>,
+    /// The image, when all has come: what is damaged is refused before anything is replaced.
+    image: Option<Image>,
+}
+
+impl IncomingImage {
+    fn begin(description: &[u8]) -> Result<Self, CheckpointError> {
+        let (length, image) = match description.split_first() {
+            Some((&IN_PARTS, length)) => {
+                let Some((length, [])) = length.split_first_chunk::<8>() else {
+                    return Err(unusable("its length is not 8 bytes"));
+                };
+                let length = u64::from_be_bytes(*length);
+                check_length(length).map_err(unusable)?;
+                (length, None)
+            }
+            // A broker of the first version sends the image itself.
+            _ => (0, Some(Image::decode(description).map_err(unusable)?)),
+        };
+        Ok(Self {
+            length,
+            bytes: Vec::new(),
+            image,
+        })
+    }
+}
 
 impl Incoming for IncomingImage {
-    fn chunk(&mut self, _part: Bytes) -> Result<(), CheckpointError> {
-        Err(unusable("the metadata are sent as a whole"))
+    fn chunk(&mut self, part: Bytes) -> Result<(), CheckpointError> {
+        let have = self.bytes.len().saturating_add(part.len()) as u64;
+        if have > self.length {
+            return Err(unusable("it is longer than was announced"));
+        }
+        self.bytes.extend_from_slice(&part);
+        if have == self.length {
+            let image = Image::decode(&self.bytes).map_err(unusable)?;
+            self.bytes = Vec::new();
+            self.length = 0;
+            self.image = Some(image);
+        }
+        Ok(())
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self
     }
+}
+
+/// Whether so many bytes are not too many to be written, and read again.
+fn check_length(bytes: u64) -> Result<(), String> {
+    if bytes > MAX_FILE_BYTES {
+        return Err(format!(
+            "{bytes} bytes, at most {MAX_FILE_BYTES} are written"
+        ));
+    }
+    Ok(())
 }
 
 fn read(file: &Path) -> Result<Option<Vec<u8>>, OpenError> {
@@ -299,14 +371,13 @@ fn read(file: &Path) -> Result<Option<Vec<u8>>, OpenError> {
         source,
     };
     match fs::metadata(file) {
-        Ok(found) if found.len() > MAX_FILE_BYTES => Err(OpenError::Content {
-            file: file.to_owned(),
-            reason: format!(
-                "{} bytes, at most {MAX_FILE_BYTES} are written",
-                found.len()
-            ),
-        }),
-        Ok(_) => fs::read(file).map(Some).map_err(failed),
+        Ok(found) => {
+            check_length(found.len()).map_err(|reason| OpenError::Content {
+                file: file.to_owned(),
+                reason,
+            })?;
+            fs::read(file).map(Some).map_err(failed)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),
     }

@@ -55,12 +55,9 @@ impl From<Assignment> for MetadataCommand {
     }
 }
 
-/// The replicas of a new pool's shards, `per_broker` shards for each broker. Empty when there are fewer brokers than replicas.
+/// The replicas of a new pool's shards, so many of them. Empty when there are fewer brokers than replicas.
 #[must_use]
-pub fn place_pool(sites: &[Site], replication_factor: u16, per_broker: u32) -> Vec<Vec<NodeId>> {
-    let count = usize::try_from(per_broker)
-        .unwrap_or(usize::MAX)
-        .saturating_mul(sites.len());
+pub fn place_pool(sites: &[Site], replication_factor: u16, count: usize) -> Vec<Vec<NodeId>> {
     let mut totals = Totals::new(sites);
     match Layout::new(
         sites,
@@ -117,7 +114,8 @@ fn is_other(current: &[NodeId], next: &[NodeId]) -> bool {
     current.first() != next.first() || set(current) != set(next)
 }
 
-/// The brokers that vote on the metadata: one, three or five, as many as there are brokers for, spread over the racks, lower ids first.
+/// The brokers that vote on the metadata: one, three or five, as many as there are brokers for, spread over the racks, lower ids first. Three where one rack
+/// would have most of five, but not of three.
 #[must_use]
 pub fn shard0_voters(sites: &[Site]) -> BTreeSet<NodeId> {
     let mut racks: BTreeMap<Option<&str>, BTreeSet<NodeId>> = BTreeMap::new();
@@ -141,11 +139,29 @@ pub fn shard0_voters(sites: &[Site]) -> BTreeSet<NodeId> {
         .collect();
     racks.sort_unstable();
     let longest = racks.iter().map(Vec::len).max().unwrap_or(0);
-    (0..longest)
-        .flat_map(|round| racks.iter().filter_map(move |nodes| nodes.get(round)))
-        .take(voters)
-        .copied()
-        .collect()
+    let order: Vec<(usize, NodeId)> = (0..longest)
+        .flat_map(|round| {
+            let numbered = racks.iter().enumerate();
+            numbered.filter_map(move |(rack, nodes)| Some((rack, *nodes.get(round)?)))
+        })
+        .collect();
+    let fewer = MAX_METADATA_VOTERS - 2;
+    let voters = if depends_on_a_rack(&order, voters) && !depends_on_a_rack(&order, fewer) {
+        voters.min(fewer)
+    } else {
+        voters
+    };
+    let chosen = order.into_iter().take(voters);
+    chosen.map(|(_, node)| node).collect()
+}
+
+/// Whether the first `count` voters lose their majority with one rack.
+fn depends_on_a_rack(order: &[(usize, NodeId)], count: usize) -> bool {
+    let voters = order.get(..count).unwrap_or(order);
+    voters.iter().any(|(rack, _)| {
+        let here = voters.iter().filter(|(other, _)| other == rack).count();
+        here * 2 > voters.len()
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 pub(crate) use kafka_protocol::ResponseError as KafkaError;
 use palisade_coordinator::group::GroupError;
 use palisade_data::{DataError, records::RecordError};
-use palisade_metadata::MetadataError;
+use palisade_metadata::{MetadataError, config::ConfigError};
 
 use crate::cluster::{ChangeError, RemovalError};
 
@@ -48,12 +48,12 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
         MetadataError::ClusterId { .. } => KafkaError::InconsistentClusterId,
         MetadataError::UnknownBroker(_) => KafkaError::BrokerIdNotRegistered,
         MetadataError::InvalidBroker { .. } => KafkaError::InvalidRegistration,
-        MetadataError::BrokerHasReplicas { .. } | MetadataError::NotDraining(_) => {
-            KafkaError::InvalidRequest
-        }
-        MetadataError::Replicas(_) | MetadataError::UnknownShard(_) => {
-            KafkaError::InvalidReplicaAssignment
-        }
+        MetadataError::BrokerHasReplicas { .. }
+        | MetadataError::NotDraining(_)
+        | MetadataError::PoolInUse(_) => KafkaError::InvalidRequest,
+        MetadataError::Replicas(_)
+        | MetadataError::UnknownShard(_)
+        | MetadataError::NothingToSettle(_) => KafkaError::InvalidReplicaAssignment,
         MetadataError::ShardGeneration { .. } => KafkaError::InvalidUpdateVersion,
         // Retriable: the shards are made in a moment.
         MetadataError::NoPool(_) => KafkaError::CoordinatorNotAvailable,
@@ -66,6 +66,7 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
         MetadataError::ReplicationFactor { .. } | MetadataError::BrokerNeeded { .. } => {
             KafkaError::InvalidReplicationFactor
         }
+        MetadataError::Config(ConfigError::Duplicate(_)) => KafkaError::InvalidRequest,
         MetadataError::Config(_) => KafkaError::InvalidConfig,
         MetadataError::Limit { .. } => KafkaError::PolicyViolation,
         MetadataError::Acl(_) | MetadataError::Quota(_) | MetadataError::ProducerIds(_) => {

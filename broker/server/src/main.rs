@@ -49,6 +49,9 @@ enum Command {
 
 fn main() -> ExitCode {
     palisade_server::start_logging();
+    if let Err(error) = palisade_log::fs::forbid_core_dumps() {
+        tracing::warn!(%error, "a crash of this process may write its memory to a disk, keys included");
+    }
     match execute(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,16 +1,25 @@
 //! What the proposer checks before a command becomes a log entry.
 
-use super::Outcome;
+use std::collections::BTreeMap;
+
+use palisade_seal::DekVersion;
+
+use super::{Outcome, keys::MAX_VERSIONS};
 use crate::{
     Image, MetadataCommand, MetadataError,
     command::{ConfigOp, ConfigResource},
     config::{ConfigError, Namespace},
+    keys::VERSION_CONFIG,
 };
 
 /// Longest cluster id.
 const MAX_CLUSTER_ID: usize = 64;
 /// Data shards that make sense on one broker.
 const MAX_DATA_SHARDS: u32 = 64;
+/// How far above its newest version a topic's key may be wanted at once.
+const MAX_VERSION_STEP: u32 = 1000;
+/// How the names end of the configs that [`Namespace::check_together`] compares.
+const LAG_CONFIGS: &str = "compaction.lag.ms";
 
 impl Image {
     /// Checks a command against this state and encodes it: what a request does before it proposes. The state may change
@@ -38,7 +47,10 @@ impl Image {
                 cluster_id,
                 data_shards,
             } => check_bootstrap(cluster_id, *data_shards),
-            MetadataCommand::CreateTopic { config, .. } => Ok(Namespace::Topic.check(config)?),
+            MetadataCommand::CreateTopic { config, .. } => {
+                Namespace::Topic.check(config)?;
+                Ok(check_key_version(config, DekVersion(1), 1)?)
+            }
             MetadataCommand::AlterConfigs {
                 resource,
                 replace,
@@ -69,11 +81,52 @@ impl Image {
         namespace.check_ops(ops)?;
         let next = namespace.altered(current, replace, ops);
         // An override of an older version that is left alone must not stand in the way of changing another.
-        let touched = next
-            .into_iter()
-            .filter(|(name, value)| current.get(name) != Some(value))
+        let touched: BTreeMap<String, String> = next
+            .iter()
+            .filter(|(name, value)| current.get(*name) != Some(*value))
+            .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        Ok(namespace.check(&touched)?)
+        namespace.check(&touched)?;
+        if touched.keys().any(|name| name.ends_with(LAG_CONFIGS)) {
+            namespace.check_together(&next)?;
+        }
+        if let ConfigResource::Topic(id) = resource {
+            let topic = self.topic(*id)?;
+            let newest = topic
+                .current_key()
+                .map_or(DekVersion(0), |(newest, _)| newest);
+            check_key_version(&touched, newest, topic.keys.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a topic with so many `versions` of its key, this one the `newest`, can have the one that it is to have. One far away would leave none for later.
+fn check_key_version(
+    config: &BTreeMap<String, String>,
+    newest: DekVersion,
+    versions: usize,
+) -> Result<(), ConfigError> {
+    let Some(value) = config.get(VERSION_CONFIG) else {
+        return Ok(());
+    };
+    let DekVersion(newest) = newest;
+    let (most, reason) = if versions < MAX_VERSIONS {
+        let most = newest.saturating_add(MAX_VERSION_STEP);
+        let reason = format!("{MAX_VERSION_STEP} above the newest version of the key");
+        (most, reason)
+    } else {
+        let reason = format!("{versions} versions of the key are still in use");
+        (newest, reason)
+    };
+    match value.trim().parse::<i64>() {
+        Ok(wanted) if wanted > i64::from(most) => Err(ConfigError::Value {
+            name: VERSION_CONFIG.into(),
+            value: value.clone(),
+            reason: format!("must be at most {most}: {reason}"),
+        }),
+        // What is no number was refused as a value.
+        _ => Ok(()),
     }
 }
 

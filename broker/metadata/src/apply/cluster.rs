@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{Outcome, limit};
 use crate::{
-    BrokerRegistration, Cluster, Image, MetadataError, MetadataResponse, ShardInfo,
-    command::BrokerEndpoint,
+    BrokerRegistration, Cluster, Image, MetadataCommand, MetadataError, MetadataResponse,
+    ShardInfo, command::BrokerEndpoint,
 };
 
 /// Brokers that a cluster may have.
@@ -136,7 +136,7 @@ impl Image {
         Ok(MetadataResponse::Done)
     }
 
-    /// Whether the replicas of every shard find room on the brokers that take some without this one. Shards are never removed, so those without a topic count too.
+    /// Whether the replicas of every shard find room on the brokers that take some without this one. Those without a topic count too, until their pool is retired.
     fn check_spare(&self, id: i32) -> Result<(), MetadataError> {
         let others = self.brokers.values().filter(|broker| broker.id != id);
         let left = others.filter(|broker| !broker.draining).count();
@@ -191,8 +191,9 @@ impl Image {
         for nodes in &replicas {
             self.check_replicas(replication_factor, nodes, &[])?;
         }
-        // Numbers are never used twice: shards are not removed.
+        // Numbers are never used twice.
         let last = self.shards.last_key_value().map_or(0, |(last, _)| last.0);
+        let last = last.max(self.retired);
         let shards: Vec<ShardId> = (last + 1..).take(replicas.len()).map(ShardId).collect();
         let infos = replicas
             .into_iter()
@@ -202,12 +203,84 @@ impl Image {
         Ok(shards)
     }
 
+    pub(super) fn retire_pool(&mut self, replication_factor: u16) -> Outcome {
+        let pool = self
+            .pools
+            .get(&replication_factor)
+            .ok_or(MetadataError::NoPool(replication_factor))?;
+        if self.is_used(replication_factor) {
+            return Err(MetadataError::PoolInUse(replication_factor));
+        }
+        let numbers = pool.iter().map(|shard| shard.0);
+        self.retired = numbers.fold(self.retired, u32::max);
+        let shards = Arc::make_mut(&mut self.shards);
+        for shard in pool {
+            shards.remove(shard);
+        }
+        Arc::make_mut(&mut self.pools).remove(&replication_factor);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.cursors.remove(&replication_factor);
+        }
+        Ok(MetadataResponse::Done)
+    }
+
+    /// Whether the shards of a replication factor hold a topic, or committed offsets.
+    fn is_used(&self, replication_factor: u16) -> bool {
+        let mut topics = self.topics.iter();
+        let keeps_offsets = |shard: &ShardId| {
+            let cluster = self.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.group_shards.contains(shard))
+        };
+        topics.any(|topic| topic.replication_factor == replication_factor)
+            || self
+                .pools
+                .get(&replication_factor)
+                .is_some_and(|pool| pool.iter().any(keeps_offsets))
+    }
+
+    /// What makes room for a broker to leave: the commands that give up pools which are wider than the brokers that would be left, and which nothing uses.
+    #[must_use]
+    pub fn room_to_leave(&self, broker: i32) -> Vec<MetadataCommand> {
+        let staying = |other: &&BrokerRegistration| other.id != broker && !other.draining;
+        let left = self.brokers.values().filter(staying).count();
+        let wide = |replication_factor: &u16| {
+            usize::from(*replication_factor) > left && !self.is_used(*replication_factor)
+        };
+        let wide = self.pools.keys().copied().filter(wide);
+        wide.map(|replication_factor| MetadataCommand::RetirePool { replication_factor })
+            .collect()
+    }
+
     pub(super) fn assign_shard(
         &mut self,
         shard: ShardId,
         generation: u32,
         replicas: Vec<NodeId>,
     ) -> Outcome {
+        let found = self.shard_at(shard, generation)?;
+        self.check_replicas(found.replication_factor, &replicas, &found.replicas)?;
+        let mut next = found.clone();
+        if next.assign(replicas) {
+            let generation = next.generation;
+            Arc::make_mut(&mut self.shards).insert(shard, next);
+            return Ok(MetadataResponse::ShardAssigned { generation });
+        }
+        Ok(MetadataResponse::ShardAssigned { generation })
+    }
+
+    pub(super) fn shard_settled(&mut self, shard: ShardId, generation: u32) -> Outcome {
+        let found = self.shard_at(shard, generation)?;
+        if !found.is_unsettled() {
+            return Err(MetadataError::NothingToSettle(shard));
+        }
+        let mut next = found.clone();
+        next.founders.clone_from(&next.replicas);
+        Arc::make_mut(&mut self.shards).insert(shard, next);
+        Ok(MetadataResponse::Done)
+    }
+
+    /// A shard that nobody has assigned anew since it had this generation.
+    fn shard_at(&self, shard: ShardId, generation: u32) -> Result<&ShardInfo, MetadataError> {
         let found = self
             .shards
             .get(&shard)
@@ -219,14 +292,7 @@ impl Image {
                 wanted: generation,
             });
         }
-        self.check_replicas(found.replication_factor, &replicas, &found.replicas)?;
-        let mut next = found.clone();
-        if next.assign(replicas) {
-            let generation = next.generation;
-            Arc::make_mut(&mut self.shards).insert(shard, next);
-            return Ok(MetadataResponse::ShardAssigned { generation });
-        }
-        Ok(MetadataResponse::ShardAssigned { generation })
+        Ok(found)
     }
 
     /// Whether there are enough brokers that take replicas.

@@ -9,7 +9,7 @@ use super::Outcome;
 use crate::{Image, MetadataError, MetadataResponse};
 
 /// Versions of one key that may be alive at once: rotation waits for the rewrite of old data.
-const MAX_VERSIONS: usize = 100;
+pub(super) const MAX_VERSIONS: usize = 100;
 
 impl Image {
     pub(super) fn set_system_key(&mut self, version: DekVersion, key: WrappedKey) -> Outcome {

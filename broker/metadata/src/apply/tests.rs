@@ -14,6 +14,7 @@ use palisade_shard::NodeId;
 use uuid::Uuid;
 
 mod history;
+mod keys;
 mod shards;
 
 fn key(byte: u8) -> WrappedKey {
@@ -341,6 +342,19 @@ fn configs_are_checked_on_admission_and_only_merged_afterwards() {
         crate::config::TOPIC_CONFIGS.len()
     );
     assert_eq!(image.topic_config(topic, "nonsense"), None);
+    // What two values mean together counts in whatever order they are set.
+    let entry = image.admit(&alter("max.compaction.lag.ms", "5")).unwrap();
+    image.apply_entry(&entry).unwrap();
+    for value in ["10", " 10"] {
+        assert!(
+            matches!(
+                image.admit(&alter("min.compaction.lag.ms", value)),
+                Err(MetadataError::Config(ConfigError::Contradiction(_)))
+            ),
+            "{value:?}"
+        );
+    }
+    assert!(image.admit(&alter("min.compaction.lag.ms", "5")).is_ok());
     // A value that a newer version knew stays out of the way of other changes.
     image.apply(alter("of.a.newer.version", "1")).unwrap();
     assert!(image.admit(&alter("retention.ms", "6000")).is_ok());
@@ -528,122 +542,6 @@ fn producer_ids_are_given_out_once() {
         refused(&image, allocate(1000)),
         MetadataError::ProducerIds(1000)
     );
-}
-
-#[test]
-fn key_versions_follow_each_other_and_the_newest_stays() {
-    let mut image = cluster();
-    image.apply(create("t", 1, 1)).unwrap();
-    let set = |version, byte| MetadataCommand::SetTopicKey {
-        id: id(1),
-        version: DekVersion(version),
-        key: key(byte),
-    };
-    let drop = |version| MetadataCommand::DropTopicKey {
-        id: id(1),
-        version: DekVersion(version),
-    };
-    assert!(matches!(
-        refused(&image, set(3, 3)),
-        MetadataError::KeyVersion { found: 3, .. }
-    ));
-    image.apply(set(1, 9)).unwrap();
-    image.apply(set(2, 2)).unwrap();
-    let topic = image.topics.by_name("t").unwrap();
-    assert_eq!(topic.current_key(), Some((DekVersion(2), &key(2))));
-    assert_eq!(topic.keys.get(&DekVersion(1)), Some(&key(9)));
-    assert!(matches!(
-        refused(&image, drop(2)),
-        MetadataError::KeyVersion { .. }
-    ));
-    image.apply(drop(1)).unwrap();
-    assert!(matches!(
-        refused(&image, drop(1)),
-        MetadataError::KeyVersion { .. }
-    ));
-    let system = |version| MetadataCommand::SetSystemKey {
-        version: DekVersion(version),
-        key: key(5),
-    };
-    assert!(matches!(
-        refused(&image, system(2)),
-        MetadataError::KeyVersion { .. }
-    ));
-    image.apply(system(1)).unwrap();
-    image.apply(system(2)).unwrap();
-    assert_eq!(image.system_keys.len(), 2);
-}
-
-#[test]
-fn a_new_key_never_takes_the_place_of_another() {
-    let mut image = cluster();
-    image.apply(create("t", 1, 1)).unwrap();
-    let add = |version, byte| MetadataCommand::AddTopicKey {
-        id: id(1),
-        version: DekVersion(version),
-        key: key(byte),
-    };
-    for version in [0, 1] {
-        assert!(matches!(
-            refused(&image, add(version, 2)),
-            MetadataError::KeyVersion { .. }
-        ));
-    }
-    image.apply(add(5, 2)).unwrap();
-    // The second of two proposals: something may be sealed under the first.
-    assert!(matches!(
-        refused(&image, add(5, 3)),
-        MetadataError::KeyVersion { found: 5, .. }
-    ));
-    let topic = image.topics.by_name("t").unwrap();
-    assert_eq!(topic.current_key(), Some((DekVersion(5), &key(2))));
-    for version in 6..=103 {
-        image.apply(add(version, 4)).unwrap();
-    }
-    assert!(matches!(
-        refused(&image, add(104, 4)),
-        MetadataError::KeyVersion { .. }
-    ));
-    let encoded = add(2, 9).encode().unwrap();
-    assert_eq!(
-        encoded[..2],
-        [3, 18],
-        "older brokers must refuse it as unknown"
-    );
-    assert_eq!(MetadataCommand::decode(&encoded).unwrap(), add(2, 9));
-}
-
-#[test]
-fn a_key_is_due_when_the_configuration_wants_a_newer_one() {
-    let mut image = cluster();
-    image.apply(create("t", 1, 1)).unwrap();
-    image.apply(create("other", 2, 1)).unwrap();
-    let want = |version: &str| MetadataCommand::AlterConfigs {
-        resource: ConfigResource::Topic(id(1)),
-        replace: false,
-        ops: vec![ConfigOp::Set {
-            name: "palisade.key.version".to_owned(),
-            value: version.to_owned(),
-        }],
-    };
-    let due = |image: &Image| image.keys_due().collect::<Vec<_>>();
-    assert_eq!(due(&image), []);
-    image.apply(want("1")).unwrap();
-    assert_eq!(due(&image), []);
-    image.apply(want("3")).unwrap();
-    assert_eq!(due(&image), [(id(1), DekVersion(3))]);
-    image
-        .apply(MetadataCommand::AddTopicKey {
-            id: id(1),
-            version: DekVersion(3),
-            key: key(7),
-        })
-        .unwrap();
-    assert_eq!(due(&image), []);
-    // No way back: an older key is never used again.
-    image.apply(want("2")).unwrap();
-    assert_eq!(due(&image), []);
-    assert!(image.admit(&want("0")).is_err() && image.admit(&want("two")).is_err());
 }
 
 #[test]

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{ConfigError, list_items, shorten};
 
+/// Longest value, far above what any config needs: what is stored is copied and sent with every image.
+const MAX_VALUE_BYTES: usize = 256;
+
 /// The type of a config, with Kafka's code in `DescribeConfigs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigKind {
@@ -81,6 +84,11 @@ impl ConfigDefinition {
             value: shorten(value),
             reason,
         };
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(invalid(format!(
+                "must have at most {MAX_VALUE_BYTES} bytes"
+            )));
+        }
         match self.allowed {
             Allowed::Integer(least, most) => match value.trim().parse::<i64>() {
                 Ok(number) if (least..=most).contains(&number) => Ok(()),

@@ -114,6 +114,19 @@ fn values_are_checked_and_the_message_says_what_they_may_be() {
 }
 
 #[test]
+fn a_value_is_not_longer_than_any_config_needs() {
+    let padded = |bytes: usize| format!("{:>bytes$}", "5");
+    let check = |name: &str, value: &str| Namespace::Topic.check(&map(&[(name, value)]));
+    assert_eq!(check("retention.ms", &padded(256)), Ok(()));
+    let error = check("retention.ms", &padded(257)).unwrap_err().to_string();
+    assert!(
+        error.ends_with("for configuration retention.ms: must have at most 256 bytes"),
+        "{error}"
+    );
+    assert!(check("cleanup.policy", &"delete,".repeat(100)).is_err());
+}
+
+#[test]
 fn brokers_have_their_own_names() {
     assert_eq!(
         Namespace::Broker.check(&map(&[("log.retention.ms", "5")])),
@@ -146,6 +159,13 @@ fn lags_that_contradict_each_other_are_refused() {
         Err(ConfigError::Contradiction(_))
     ));
     assert_eq!(Namespace::Topic.check(&pair("5", "5")), Ok(()));
+    // Blanks around a number are no way past it.
+    assert!(Namespace::Topic.check(&pair(" 10", "5 ")).is_err());
+    let of_brokers = map(&[
+        ("log.cleaner.min.compaction.lag.ms", "10"),
+        ("log.cleaner.max.compaction.lag.ms", "5"),
+    ]);
+    assert!(Namespace::Broker.check(&of_brokers).is_err());
 }
 
 #[test]

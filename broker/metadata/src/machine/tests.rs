@@ -6,7 +6,7 @@ use palisade_log::TopicId;
 use palisade_seal::{DirectoryProvider, KeyProvider as _, SecretKey};
 
 use super::*;
-use crate::MetadataCommand;
+use crate::{ConfigOp, ConfigResource, MetadataCommand};
 
 fn keys(directory: &Path) -> Arc<FileKeys> {
     let path = directory.join("kek");
@@ -148,6 +148,24 @@ fn a_checkpoint_that_cannot_be_written_says_so_and_can_be_tried_again() {
     assert_eq!(machine.checkpoint().unwrap(), at(1));
 }
 
+/// What a machine has received when all parts of a snapshot have come.
+fn received(machine: &MetadataMachine, snapshot: &dyn Snapshot) -> Box<dyn Incoming> {
+    let (mut incoming, have) = machine.receive(snapshot.description()).unwrap();
+    for part in parts(snapshot, &have) {
+        incoming.chunk(part).unwrap();
+    }
+    incoming
+}
+
+fn parts(snapshot: &dyn Snapshot, have: &[u8]) -> Vec<Bytes> {
+    let (mut parts, mut cursor) = (Vec::new(), 0);
+    while let Some((part, next)) = snapshot.chunk(have, cursor).unwrap() {
+        parts.push(part);
+        cursor = next;
+    }
+    parts
+}
+
 #[test]
 fn a_snapshot_replaces_the_state_of_another_and_is_durable_there() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -160,8 +178,7 @@ fn a_snapshot_replaces_the_state_of_another_and_is_durable_there() {
     sender.apply(at(8), bootstrap()).unwrap();
 
     let (mut receiver, follower) = open(there.path()).unwrap();
-    let (incoming, have) = receiver.receive(snapshot.description()).unwrap();
-    assert!(snapshot.chunk(&have, 0).unwrap().is_none());
+    let incoming = received(&receiver, &*snapshot);
     assert_eq!(
         (receiver.applied(), receiver.image().version),
         (None, 0),
@@ -180,21 +197,84 @@ fn a_snapshot_replaces_the_state_of_another_and_is_durable_there() {
 }
 
 #[test]
+fn an_image_that_is_longer_than_a_part_comes_in_several() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut sender, _follower) = open(here.path()).unwrap();
+    let long = MetadataCommand::AlterConfigs {
+        resource: ConfigResource::Brokers,
+        replace: false,
+        ops: vec![ConfigOp::Set {
+            name: "long".to_owned(),
+            value: "x".repeat(2 * PART + 5),
+        }],
+    };
+    let long = Command::new(long.encode().unwrap(), Vec::new());
+    sender.apply(at(1), long).unwrap();
+    let snapshot = sender.snapshot().unwrap();
+    assert_eq!(snapshot.description().len(), 9);
+    let sizes: Vec<usize> = parts(&*snapshot, &[]).iter().map(Bytes::len).collect();
+    assert_eq!((sizes.len(), sizes[0], sizes[1]), (3, PART, PART));
+    let (mut receiver, _follower) = open(there.path()).unwrap();
+    let incoming = received(&receiver, &*snapshot);
+    receiver.install(at(1), incoming).unwrap();
+    assert_eq!(receiver.image(), sender.image());
+}
+
+#[test]
+fn the_image_that_a_broker_of_the_first_version_sends_is_taken() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut sender, _follower) = open(here.path()).unwrap();
+    sender.apply(at(1), bootstrap()).unwrap();
+    let whole = Bytes::from(sender.image().encode().unwrap());
+    let (mut receiver, _follower) = open(there.path()).unwrap();
+    let (incoming, _have) = receiver.receive(whole.clone()).unwrap();
+    receiver.install(at(1), incoming).unwrap();
+    assert_eq!(receiver.image(), sender.image());
+    let (mut incoming, _have) = receiver.receive(whole.clone()).unwrap();
+    assert!(incoming.chunk(whole).is_err(), "that was all");
+    // It takes what is sent to it now for an image, and refuses that.
+    let description = sender.snapshot().unwrap().description();
+    assert!(matches!(
+        Image::decode(&description),
+        Err(MetadataError::Format(_))
+    ));
+}
+
+#[test]
 fn a_snapshot_that_makes_no_sense_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let (mut machine, follower) = open(directory.path()).unwrap();
     machine.apply(at(1), bootstrap()).unwrap();
-    let good = machine.snapshot().unwrap().description();
+    let before = machine.image().clone();
+    let snapshot = machine.snapshot().unwrap();
+    let good = snapshot.description();
     for length in 0..good.len() {
         assert!(
             machine.receive(good.slice(..length)).is_err(),
-            "{length} bytes were taken for an image"
+            "{length} bytes were taken for a description"
         );
     }
     let longer = [&good[..], &[0]].concat();
     assert!(machine.receive(longer.into()).is_err());
-    let (mut incoming, _have) = machine.receive(good.clone()).unwrap();
+    let endless = [&[IN_PARTS][..], &(MAX_FILE_BYTES + 1).to_be_bytes()].concat();
+    assert!(machine.receive(endless.into()).is_err());
+    assert!(check_length(MAX_FILE_BYTES).is_ok());
+    assert!(snapshot.chunk(&[], u64::MAX).is_err());
+
+    let whole: Vec<u8> = parts(&*snapshot, &[]).concat();
+    let begin = || machine.receive(good.clone()).unwrap().0;
+    let too_much = [&whole[..], &[0]].concat();
+    assert!(begin().chunk(too_much.into()).is_err());
+    let mut incoming = begin();
+    incoming.chunk(whole.clone().into()).unwrap();
     assert!(incoming.chunk(Bytes::from_static(b"x")).is_err());
+    let mut damaged = whole.clone();
+    damaged[0] = 99;
+    assert!(begin().chunk(damaged.into()).is_err());
+    let mut short = begin();
+    let most = whole.len() - 1;
+    short.chunk(whole[..most].to_vec().into()).unwrap();
+    assert!(machine.install(at(9), short).is_err());
 
     struct Other;
     impl Incoming for Other {
@@ -205,10 +285,9 @@ fn a_snapshot_that_makes_no_sense_changes_nothing() {
             self
         }
     }
-    let before = machine.image().clone();
     assert!(machine.install(at(9), Box::new(Other)).is_err());
     // A disk that does not take it leaves the state as it was.
-    let (incoming, _have) = machine.receive(good).unwrap();
+    let incoming = received(&machine, &*snapshot);
     fs::remove_dir_all(directory.path().join("metadata")).unwrap();
     let error = machine.install(at(9), incoming).unwrap_err().to_string();
     assert!(error.contains("metadata/checkpoint"), "{error}");
@@ -296,8 +375,7 @@ fn a_snapshot_without_a_topic_shreds_it() {
     receiver.checkpoint().unwrap();
     let (mut sender, _follower) = open(here.path()).unwrap();
     sender.apply(at(30), bootstrap()).unwrap();
-    let description = sender.snapshot().unwrap().description();
-    let (incoming, _have) = receiver.receive(description).unwrap();
+    let incoming = received(&receiver, &*sender.snapshot().unwrap());
     receiver.install(at(30), incoming).unwrap();
     assert_eq!(receiver.report().shredded, 2);
     assert_eq!(receiver.image().count_keks(), Default::default());

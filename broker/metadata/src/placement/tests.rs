@@ -27,6 +27,12 @@ fn shards(replication_factor: u16, placed: Vec<Vec<NodeId>>) -> BTreeMap<ShardId
     (1..).map(ShardId).zip(infos).collect()
 }
 
+/// A new pool of so many shards for each of these brokers.
+fn pool_on(sites: &[Site], replication_factor: u16, per_broker: u32) -> Vec<Vec<NodeId>> {
+    let count = sites.len() * usize::try_from(per_broker).unwrap();
+    place_pool(sites, replication_factor, count)
+}
+
 /// Balances the shards over these brokers.
 fn settle(shards: &mut BTreeMap<ShardId, ShardInfo>, sites: &[Site]) {
     for assignment in rebalance(sites, shards) {
@@ -179,24 +185,24 @@ fn best(sites: &[Site], replicas: usize, before: &[Vec<NodeId>]) -> (usize, usiz
 #[test]
 fn three_brokers_lead_as_much_as_each_other_and_every_shard_is_everywhere() {
     let sites = sites(&[9, 9, 9]);
-    let placed = place_pool(&sites, 3, 4);
+    let placed = pool_on(&sites, 3, 4);
     assert_eq!(placed.len(), 12);
     check(&sites, 3, &placed);
     assert_eq!(leads(&sites, &placed), [4, 4, 4]);
-    assert_eq!(place_pool(&sites, 4, 4), Vec::<Vec<NodeId>>::new());
-    assert_eq!(place_pool(&[], 1, 4), Vec::<Vec<NodeId>>::new());
+    assert_eq!(pool_on(&sites, 4, 4), Vec::<Vec<NodeId>>::new());
+    assert_eq!(pool_on(&[], 1, 4), Vec::<Vec<NodeId>>::new());
 }
 
 #[test]
 fn a_lone_broker_has_every_shard() {
-    let placed = place_pool(&sites(&[9]), 1, 4);
+    let placed = pool_on(&sites(&[9]), 1, 4);
     assert_eq!(placed, vec![vec![node(0)]; 4]);
 }
 
 #[test]
 fn each_of_three_racks_has_one_replica() {
     let sites = sites(&[0, 0, 1, 1, 2, 2]);
-    for nodes in place_pool(&sites, 3, 4) {
+    for nodes in pool_on(&sites, 3, 4) {
         let racks: BTreeSet<i32> = nodes.iter().map(|node| node.broker() / 2).collect();
         assert_eq!(racks.len(), 3, "{nodes:?}");
     }
@@ -215,7 +221,7 @@ fn any_two_brokers_share_about_as_many_shards() {
         (8, 5, 4),
     ] {
         let sites = sites(&vec![9; brokers]);
-        let placed = place_pool(&sites, replication_factor, per_broker);
+        let placed = pool_on(&sites, replication_factor, per_broker);
         let mut most = 0;
         let mut least = usize::MAX;
         for one in 0..brokers {
@@ -238,7 +244,7 @@ fn any_two_brokers_share_about_as_many_shards() {
 #[test]
 fn a_broker_that_is_added_gets_its_share_from_the_others_and_nothing_else_moves() {
     let three = sites(&[9, 9, 9]);
-    let mut shards = shards(3, place_pool(&three, 3, 4));
+    let mut shards = shards(3, pool_on(&three, 3, 4));
     let four = sites(&[9, 9, 9, 9]);
     let before = lists(&shards, 3);
     settle(&mut shards, &four);
@@ -251,7 +257,7 @@ fn a_broker_that_is_added_gets_its_share_from_the_others_and_nothing_else_moves(
 #[test]
 fn a_pool_that_does_not_fit_stays_as_it_is() {
     let three = sites(&[9, 9, 9]);
-    let placed = shards(3, place_pool(&three, 3, 4));
+    let placed = shards(3, pool_on(&three, 3, 4));
     assert!(rebalance(&three[..2], &placed).is_empty());
     assert!(rebalance(&[], &placed).is_empty());
 }
@@ -289,6 +295,11 @@ fn the_metadata_have_an_odd_number_of_voters_spread_over_racks() {
     assert_eq!(voters(&[0, 0, 0, 1]), [0, 1, 3]);
     assert_eq!(voters(&[2, 2, 1, 0]), [0, 2, 3]);
     assert_eq!(voters(&[0, 0, 0, 1, 1, 2, 2]), [0, 1, 3, 4, 5]);
+    // Five would lose their majority with the first rack.
+    assert_eq!(voters(&[0, 0, 0, 1, 2]), [0, 3, 4]);
+    assert_eq!(voters(&[0, 0, 0, 0, 0, 1, 2]), [0, 5, 6]);
+    // So would three.
+    assert_eq!(voters(&[0, 0, 0, 0, 1]), [0, 1, 2, 3, 4]);
 }
 
 fn any_racks() -> impl Strategy<Value = Vec<u8>> {
@@ -321,7 +332,7 @@ proptest! {
     #[test]
     fn a_new_pool_keeps_every_rule(racks in any_racks(), replication_factor in 1..6_u16, per_broker in 1..5_u32) {
         let sites = sites(&racks);
-        let placed = place_pool(&sites, replication_factor, per_broker);
+        let placed = pool_on(&sites, replication_factor, per_broker);
         if usize::from(replication_factor) > sites.len() {
             prop_assert!(placed.is_empty());
         } else {
@@ -341,7 +352,7 @@ proptest! {
         let mut shards = BTreeMap::new();
         let mut id = 0;
         for replication_factor in &factors {
-            for nodes in place_pool(&everyone, *replication_factor, per_broker) {
+            for nodes in pool_on(&everyone, *replication_factor, per_broker) {
                 id += 1;
                 shards.insert(ShardId(id), ShardInfo::new(*replication_factor, nodes));
             }
@@ -407,13 +418,18 @@ proptest! {
         let sites = sites(&racks);
         let voters = shard0_voters(&sites);
         prop_assert_eq!(voters.len() % 2, 1);
-        prop_assert!(voters.len() <= 5 && voters.len() + 2 > sites.len().min(5));
         let here: Vec<usize> = racks_of(&sites)
             .values()
             .map(|members| members.iter().filter(|at| voters.contains(&sites[**at].node)).count())
             .collect();
         let full = |(members, here): (&Vec<usize>, &usize)| members.len() == *here;
         let most = here.iter().max().unwrap();
+        // Three of five or more, where five would be three in one rack and one in each of two others.
+        let mut sizes: Vec<usize> = racks_of(&sites).values().map(Vec::len).collect();
+        sizes.sort_unstable();
+        let fewer = matches!(sizes[..], [1, 1, largest] if largest >= 3);
+        let wanted = if fewer { 3 } else { sites.len().min(5) };
+        prop_assert!(voters.len() <= wanted && voters.len() + 2 > wanted);
         for (members, count) in racks_of(&sites).values().zip(&here) {
             prop_assert!(full((members, count)) || count + 1 >= *most);
         }

@@ -1,6 +1,6 @@
 //! DeleteTopics (20) and CreatePartitions (37).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kafka_protocol::messages::{
     CreatePartitionsRequest, CreatePartitionsResponse, DeleteTopicsRequest, DeleteTopicsResponse,
@@ -33,10 +33,31 @@ pub(crate) async fn delete(ctx: &Context, request: DeleteTopicsRequest) -> Delet
             .map(|name| DeleteTopicState::default().with_name(Some(name)))
             .collect()
     };
+    let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
+    for state in &asked {
+        // What is named in both ways, or in neither, is refused as such.
+        let is_named = state.name.is_some() == state.topic_id.is_nil();
+        if is_named && !seen.insert((&state.name, state.topic_id)) {
+            twice.insert((state.name.clone(), state.topic_id));
+        }
+    }
+    let mut answered = BTreeSet::new();
     let mut responses = Vec::with_capacity(asked.len());
     for state in asked {
         let result = DeletableTopicResult::default();
-        responses.push(match delete_one(ctx, &state).await {
+        let named = (state.name.clone(), state.topic_id);
+        let outcome = if !twice.contains(&named) {
+            delete_one(ctx, &state).await
+        } else if answered.insert(named) {
+            let message = match state.name {
+                Some(_) => "Duplicate topic name.",
+                None => "Duplicate topic id.",
+            };
+            Err((KafkaError::InvalidRequest, Some(message.to_owned())))
+        } else {
+            continue;
+        };
+        responses.push(match outcome {
             Ok(topic) => result
                 .with_name(Some(TopicName(topic.name.clone().into())))
                 .with_topic_id(topic.id.0),

@@ -222,11 +222,17 @@ fn config(
 struct Change {
     resource_type: i8,
     name: StrBytes,
+    /// The request names the resource more than once.
+    repeated: bool,
     replace: bool,
     ops: Result<Vec<ConfigOp>, Refusal>,
 }
 
 async fn alter(ctx: &Context, change: Change, validate_only: bool) -> Result<(), Refusal> {
+    if change.repeated {
+        let message = "Each resource must appear at most once.";
+        return Err((KafkaError::InvalidRequest, message.to_owned()));
+    }
     let resource = match change.resource_type {
         TOPIC => {
             if !ctx.allows(Operation::AlterConfigs, ResourceType::Topic, &change.name) {
@@ -268,10 +274,21 @@ async fn alter(ctx: &Context, change: Change, validate_only: bool) -> Result<(),
     Ok(())
 }
 
+/// The resources that a request names more than once: which of the changes is meant cannot be told.
+fn repeated<'a>(named: impl Iterator<Item = (i8, &'a StrBytes)>) -> HashSet<(i8, StrBytes)> {
+    let mut seen = HashSet::new();
+    named
+        .filter(|resource| !seen.insert(*resource))
+        .map(|(kind, name)| (kind, name.clone()))
+        .collect()
+}
+
 pub(crate) async fn incremental_alter(
     ctx: &Context,
     request: IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
+    let named = request.resources.iter();
+    let repeated = repeated(named.map(|named| (named.resource_type, &named.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
         let ops = resource
@@ -286,7 +303,7 @@ pub(crate) async fn incremental_alter(
                     (APPEND, Some(value)) => Ok(ConfigOp::Append { name, value }),
                     (SUBTRACT, Some(value)) => Ok(ConfigOp::Subtract { name, value }),
                     (SET..=SUBTRACT, None) => Err((
-                        KafkaError::InvalidConfig,
+                        KafkaError::InvalidRequest,
                         format!("Null value not supported for {name}"),
                     )),
                     (other, _) => Err((
@@ -296,9 +313,11 @@ pub(crate) async fn incremental_alter(
                 }
             })
             .collect();
+        let name = resource.resource_name.clone();
         let change = Change {
             resource_type: resource.resource_type,
-            name: resource.resource_name.clone(),
+            repeated: repeated.contains(&(resource.resource_type, name.clone())),
+            name,
             replace: false,
             ops,
         };
@@ -318,6 +337,8 @@ pub(crate) async fn incremental_alter(
 
 /// The older API: what is not named goes back to its default.
 pub(crate) async fn replace(ctx: &Context, request: AlterConfigsRequest) -> AlterConfigsResponse {
+    let named = request.resources.iter();
+    let repeated = repeated(named.map(|named| (named.resource_type, &named.resource_name)));
     let mut responses = Vec::with_capacity(request.resources.len());
     for resource in request.resources {
         let ops = resource
@@ -329,14 +350,16 @@ pub(crate) async fn replace(ctx: &Context, request: AlterConfigsRequest) -> Alte
                     value: value.to_string(),
                 }),
                 None => Err((
-                    KafkaError::InvalidConfig,
+                    KafkaError::InvalidRequest,
                     format!("Null value not supported for {}", config.name),
                 )),
             })
             .collect();
+        let name = resource.resource_name.clone();
         let change = Change {
             resource_type: resource.resource_type,
-            name: resource.resource_name.clone(),
+            repeated: repeated.contains(&(resource.resource_type, name.clone())),
+            name,
             replace: true,
             ops,
         };

@@ -94,7 +94,14 @@ async fn create(
 ) -> Result<CreatableTopicResult, Refusal> {
     check_topic_name(&topic.name)
         .map_err(|error| (KafkaError::InvalidTopicException, Some(error.to_string())))?;
+    let image = ctx.broker.image();
+    // Before anything else that may be wrong: clients take this answer for success.
+    if image.topics.by_name(&topic.name).is_some() {
+        let message = format!("Topic '{}' already exists.", topic.name.as_str());
+        return Err((KafkaError::TopicAlreadyExists, Some(message)));
+    }
     let (partitions, replication_factor) = shape(ctx, topic)?;
+    let config = overrides(topic)?;
     let id = TopicId::random();
     let keys_failed = |error| {
         let error = ChangeError::Keys(error);
@@ -106,11 +113,6 @@ async fn create(
         .provider
         .wrap(&dek, &dek_context(id))
         .map_err(keys_failed)?;
-    let config = topic
-        .configs
-        .iter()
-        .filter_map(|config| Some((config.name.to_string(), config.value.as_ref()?.to_string())))
-        .collect::<BTreeMap<_, _>>();
     let command = MetadataCommand::CreateTopic {
         name: topic.name.to_string(),
         id,
@@ -119,12 +121,9 @@ async fn create(
         config: config.clone(),
         dek,
     };
-    let image = ctx.broker.image();
-    // Shards that are made for a topic stay when it is refused after all.
-    if validate_only || !image.pools.contains_key(&replication_factor) {
-        validate(&image, replication_factor, &command)
-            .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
-    }
+    // First: a topic that is refused costs its client nothing, and shards that are made for one stay when it is refused after all.
+    validate(ctx, &image, replication_factor, &command)
+        .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
     if !validate_only {
         mutation(ctx, partitions, ctx.version >= STRICT_QUOTA)?;
         prepare_pool(ctx, replication_factor).await?;
@@ -164,18 +163,49 @@ async fn create(
     )
 }
 
+/// The configuration overrides that the request names.
+fn overrides(topic: &CreatableTopic) -> Result<BTreeMap<String, String>, Refusal> {
+    let (mut overrides, mut null) = (BTreeMap::new(), Vec::new());
+    for config in &topic.configs {
+        match &config.value {
+            Some(value) => drop(overrides.insert(config.name.to_string(), value.to_string())),
+            None => null.push(config.name.as_str()),
+        }
+    }
+    if null.is_empty() {
+        return Ok(overrides);
+    }
+    let message = format!(
+        "Null value not supported for topic configs: {}",
+        null.join(", ")
+    );
+    Err((KafkaError::InvalidConfig, Some(message)))
+}
+
 /// What creating would answer, with the shards that it would make first.
 fn validate(
+    ctx: &Context,
     image: &Image,
     replication_factor: u16,
     command: &MetadataCommand,
 ) -> Result<(), MetadataError> {
-    let mut image = image.clone();
-    if !image.pools.contains_key(&replication_factor) {
-        let pool = image.new_pool(replication_factor, false)?;
-        image.apply(pool)?;
+    if image.pools.contains_key(&replication_factor) {
+        return image.admit(command).map(drop);
     }
+    let mut image = image.clone();
+    let pool = new_pool(ctx, &image, replication_factor)?;
+    image.apply(pool)?;
     image.admit(command).map(drop)
+}
+
+/// The command that makes the shards for topics of this replication factor: on brokers that can form them now, when these are enough.
+fn new_pool(
+    ctx: &Context,
+    image: &Image,
+    replication_factor: u16,
+) -> Result<MetadataCommand, MetadataError> {
+    let able = ctx.broker.cluster.able();
+    image.new_pool_among(replication_factor, false, |broker| able.contains(&broker))
 }
 
 /// As many as the shards that keep committed offsets have: three, where there are as many brokers.
@@ -195,8 +225,7 @@ async fn prepare_pool(ctx: &Context, replication_factor: u16) -> Result<(), Refu
     if image.pools.contains_key(&replication_factor) {
         return Ok(());
     }
-    let pool = image
-        .new_pool(replication_factor, false)
+    let pool = new_pool(ctx, &image, replication_factor)
         .map_err(|error| (of_metadata(&error), Some(error.to_string())))?;
     ctx.broker
         .change(&pool)

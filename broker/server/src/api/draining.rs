@@ -3,15 +3,16 @@
 //! `kafka-configs --entity-type brokers --entity-name 3 --alter --add-config palisade.draining=true` begins a drain, and deleting the config ends it. A broker
 //! that is drained is given no replica any more; those that it has, and its vote on the metadata, move to others, and leadership with them. Its `/status` says
 //! `drained` when it has nothing left; then UnregisterBroker forgets it. As this moves replicas it needs what AlterPartitionReassignments needs in Kafka, ALTER on
-//! the cluster, beside ALTER_CONFIGS. It is refused when replicas would not find room on the brokers that are left.
+//! the cluster, beside ALTER_CONFIGS. It is refused when replicas would not find room on the brokers that are left; shards that nothing uses, such as those of
+//! topics with more replicas that were deleted, are given up first.
 
 use kafka_protocol::messages::{
     DescribeConfigsRequest,
     describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsSynonym},
 };
-use palisade_metadata::{ConfigOp, MetadataCommand};
+use palisade_metadata::{ConfigOp, Image, MetadataCommand, MetadataError};
 use palisade_security::acl::Operation;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     Context,
@@ -77,14 +78,35 @@ pub(super) async fn alter(
         id: broker,
         draining,
     };
-    if validate_only {
-        let admitted = ctx.broker.image().admit(&command);
-        admitted.map_err(|error| (of_metadata(&error), error.to_string()))?;
+    let image = ctx.broker.image();
+    let room = if draining {
+        image.room_to_leave(broker)
     } else {
-        let changed = ctx.broker.change(&command).await;
-        changed.map_err(|error| (of_change(&error), error.to_string()))?;
+        Vec::new()
+    };
+    if validate_only {
+        let admitted = with_room(&image, room).and_then(|image| image.admit(&command));
+        admitted.map_err(|error| (of_metadata(&error), error.to_string()))?;
+        return Ok(());
     }
+    for command in room {
+        // A topic may have come meanwhile; whether the broker can leave then is for the metadata to say.
+        if let Err(error) = ctx.broker.change(&command).await {
+            debug!(?command, %error, "shards that nothing seemed to use were not given up");
+        }
+    }
+    let changed = ctx.broker.change(&command).await;
+    changed.map_err(|error| (of_change(&error), error.to_string()))?;
     Ok(())
+}
+
+/// The metadata after pools were retired.
+fn with_room(image: &Image, room: Vec<MetadataCommand>) -> Result<Image, MetadataError> {
+    let mut image = image.clone();
+    for command in room {
+        image.apply(command)?;
+    }
+    Ok(image)
 }
 
 /// What the changes of one broker's configs come to.

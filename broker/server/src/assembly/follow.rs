@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use palisade_config::BrokerConfig;
 use palisade_coordinator::{group::TopicUse, offsets::OffsetCommand};
 use palisade_log::{ShardId, TopicId};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -14,7 +14,12 @@ use crate::{api::offsets::now_ms, broker::Broker, session::Sessions};
 
 /// How often files are looked at: a mounted Secret is replaced by swapping a link, which raises no event that could be relied on.
 const FILES: Duration = Duration::from_millis(500);
-/// How often the metadata are checkpointed, when they have changed, and offsets looked through for ones that have expired.
+/// How often it is looked whether the log of the metadata has gone on since their last checkpoint: until there is another it holds on to the write-ahead log, with
+/// everything that the data shards have written since.
+const CHECKPOINTS: Duration = Duration::from_secs(2);
+/// Checkpoints of large metadata take no more than one part in so many of the time.
+const CHECKPOINT_SHARE: u32 = 50;
+/// How often offsets are looked through for ones that have expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Offsets that a group does not use any more are kept so long; Kafka's `offsets.retention.minutes`.
 const OFFSET_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -148,25 +153,38 @@ pub(super) async fn coordinators(broker: Arc<Broker>, stopping: CancellationToke
     }
 }
 
-/// Checkpoints the metadata and expires offsets.
+/// Checkpoints the metadata.
+pub(super) async fn checkpoints(broker: Arc<Broker>, stopping: CancellationToken) {
+    let metadata = &broker.cluster.metadata;
+    let mut pause = CHECKPOINTS;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+        pause = CHECKPOINTS;
+        let status = metadata.status();
+        // Not only commands: a new leader and a change of members are in the log as well.
+        if status.applied <= status.checkpoint.unwrap_or(0) {
+            continue;
+        }
+        let begun = Instant::now();
+        if let Err(error) = metadata.checkpoint().await {
+            warn!(%error, "cannot checkpoint the metadata; the write-ahead log keeps them");
+        }
+        pause = pause.max(begun.elapsed().saturating_mul(CHECKPOINT_SHARE));
+    }
+}
+
+/// Expires offsets.
 pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToken) {
     let mut ticks = interval(HOUSEKEEPING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut checkpointed = broker.image().version;
     let mut tenures = Tenures::default();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             _ = ticks.tick() => {}
-        }
-        let version = broker.image().version;
-        if version != checkpointed {
-            match broker.cluster.metadata.checkpoint().await {
-                Ok(_) => checkpointed = version,
-                Err(error) => {
-                    warn!(%error, "cannot checkpoint the metadata; the write-ahead log keeps them")
-                }
-            }
         }
         // What is not in the metadata of a broker that has lost the others may be there all the same.
         if broker.cluster.metadata.leader().borrow().leader.is_some() {

@@ -220,6 +220,7 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         stopping.clone(),
     ));
     background.spawn(follow::coordinators(Arc::clone(&broker), stopping.clone()));
+    background.spawn(follow::checkpoints(Arc::clone(&broker), stopping.clone()));
     background.spawn(follow::housekeeping(broker, stopping.clone()));
     background.spawn(keeper.run(stopping.clone()));
     info!(

@@ -81,6 +81,11 @@ impl Cluster {
         &self,
         command: &MetadataCommand,
     ) -> Result<(MetadataResponse, u64), ChangeFailure> {
+        // What values come to is checked here alone, so on the state that the last change of them left, and not on one that is about to be replaced.
+        let _one = match command {
+            MetadataCommand::AlterConfigs { .. } => Some(self.deciding.lock().await),
+            _ => None,
+        };
         if self.metadata.leadership().borrow().is_none() {
             return Err(ChangeFailure::NotController);
         }

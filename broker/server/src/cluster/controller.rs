@@ -31,11 +31,12 @@ pub(crate) struct Founding {
 
 /// The next change that the metadata need, one at a time: each is decided on the state that the last one left.
 ///
-/// Replicas are moved only of shards that have a leader (`led`): nobody else could hand them over.
+/// Replicas are moved only of shards that have a leader (`led`): nobody else could hand them over. A pool is made on brokers that can work with it (`able`).
 pub(super) fn next(
     image: &Image,
     founding: &Founding,
     led: impl Fn(ShardId) -> bool,
+    able: &BTreeSet<i32>,
 ) -> Option<MetadataCommand> {
     if image.cluster.is_none() {
         return Some(MetadataCommand::Bootstrap {
@@ -49,8 +50,9 @@ pub(super) fn next(
         }
         let replicas = founding.brokers.clamp(1, GROUP_REPLICAS);
         // Refused only with fewer brokers than replicas, some of them draining: then there will be more one day.
+        let replicas = u16::try_from(replicas).unwrap_or(1);
         return image
-            .new_pool(u16::try_from(replicas).unwrap_or(1), true)
+            .new_pool_among(replicas, true, |broker| able.contains(&broker))
             .ok();
     }
     let mut moves = image.rebalance().into_iter();
@@ -111,7 +113,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, founding: Founding, stopping: Can
             }
         }
         let image = Arc::clone(&images.borrow_and_update());
-        if let Some(command) = next(&image, &founding, |shard| cluster.leader(shard).is_some()) {
+        let led = |shard| cluster.leader(shard).is_some();
+        if let Some(command) = next(&image, &founding, led, &cluster.able()) {
             match cluster.decide(&command).await {
                 Ok(_) => info!(?command, "the controller changed the metadata"),
                 Err(error) => warn!(

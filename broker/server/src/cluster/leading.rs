@@ -148,8 +148,10 @@ impl Cluster {
             Step::Members(_) | Step::Leave(_) => {
                 Election::Unavailable("its replicas are being moved".to_owned())
             }
-            Step::None if preferred(assigned, &draining) == Some(self.me) => Election::NotNeeded,
-            Step::None => Election::Unavailable(
+            Step::None | Step::Settle(_) if preferred(assigned, &draining) == Some(self.me) => {
+                Election::NotNeeded
+            }
+            Step::None | Step::Settle(_) => Election::Unavailable(
                 "the preferred replica cannot be reached, or has not caught up".to_owned(),
             ),
         }

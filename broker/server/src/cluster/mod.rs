@@ -84,6 +84,8 @@ pub(crate) struct Cluster {
     full: watch::Sender<BTreeSet<i32>>,
     /// This broker stops: the others must not give leadership back to it.
     leaving: AtomicBool,
+    /// Held while a change of configs is decided and logged here.
+    deciding: tokio::sync::Mutex<()>,
     /// Whether a peer is connected, and since when.
     seen: Mutex<BTreeMap<i32, (bool, OffsetDateTime)>>,
     began: OffsetDateTime,
@@ -117,6 +119,7 @@ impl Cluster {
             leaders_changed: watch::Sender::new(0),
             full: watch::Sender::default(),
             leaving: AtomicBool::new(false),
+            deciding: tokio::sync::Mutex::default(),
             seen: Mutex::default(),
             began: OffsetDateTime::now_utc(),
         }
@@ -318,7 +321,7 @@ impl Cluster {
     }
 
     /// Brokers that could lead something, as far as they can be reached and have space.
-    fn able(&self) -> BTreeSet<i32> {
+    pub(crate) fn able(&self) -> BTreeSet<i32> {
         let mut able = self.alive();
         for full in self.full.borrow().iter() {
             able.remove(full);

@@ -10,8 +10,8 @@ use std::{
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use palisade_data::DataPlane;
 use palisade_log::ShardId;
-use palisade_metadata::{Image, ShardInfo};
-use palisade_shard::{Formation, NodeId, ShardStatus};
+use palisade_metadata::{Image, MetadataCommand, ShardInfo};
+use palisade_shard::{Formation, Members, NodeId, ShardStatus};
 use tokio::{
     select,
     sync::watch,
@@ -46,6 +46,8 @@ pub(super) enum Step {
     Relieve(NodeId),
     /// The leader hands over, once the target has been fit for a while.
     Prefer(NodeId),
+    /// The leader is the sole replica since this generation of the assignment: the metadata are to know when it is all there is of the shard.
+    Settle(u32),
 }
 
 /// What the leader of a shard has to do. `able` are the brokers that could lead it.
@@ -80,6 +82,7 @@ pub(super) fn step(
     }
     match preferred(assigned, draining) {
         Some(preferred) if preferred != me && fit(&preferred) => Step::Prefer(preferred),
+        _ if assigned.is_unsettled() => Step::Settle(assigned.generation),
         _ => Step::None,
     }
 }
@@ -122,6 +125,12 @@ pub(super) fn assigned(me: NodeId, image: &Image) -> BTreeMap<ShardId, &ShardInf
         .filter(|(_, shard)| shard.replicas.contains(&me))
         .map(|(id, shard)| (*id, shard))
         .collect()
+}
+
+/// Those of `hosted` whose shard is no more, which nobody has to be asked about: its number is not used again. What is newer than the metadata here stays.
+fn given_up(image: &Image, hosted: &BTreeSet<ShardId>) -> Vec<ShardId> {
+    let gone = |shard: &&ShardId| !image.shards.contains_key(shard) && shard.0 <= image.retired;
+    hosted.iter().filter(gone).copied().collect()
 }
 
 /// Brokers that are to lose what they have.
@@ -222,6 +231,14 @@ pub(crate) async fn host(cluster: &Cluster, data: &DataPlane, image: &Image) {
                 Err(error) => {
                     warn!(shard = %id, %error, "cannot host a replica that is assigned to this broker")
                 }
+            }
+        }
+    }
+    for id in given_up(image, &hosted) {
+        match data.unhost(id, std::future::ready(true)).await {
+            Ok(_) => info!(shard = %id, "removed a replica of a shard that was given up"),
+            Err(error) => {
+                warn!(shard = %id, %error, "cannot remove a replica of a shard that was given up");
             }
         }
     }
@@ -370,6 +387,7 @@ async fn take(
     let (to, members) = match step {
         Step::None => return,
         Step::Members(voters) => return change_members(cluster, data, id, voters).await,
+        Step::Settle(generation) => return settle(cluster, data, id, generation, &voters).await,
         Step::Leave(to) => {
             debug!(shard = %id, %to, "handing over a shard that this broker is to lose");
             (to, Some(voters))
@@ -389,6 +407,36 @@ async fn take(
             change_members(cluster, data, id, voters).await;
         }
     }
+}
+
+/// Tells the metadata that the sole replica of a shard is all there is of it, if that is beyond doubt: a replica of before could lead it otherwise.
+async fn settle(
+    cluster: &Cluster,
+    data: &DataPlane,
+    shard: ShardId,
+    generation: u32,
+    voters: &BTreeSet<NodeId>,
+) {
+    match data.confirmed_members(shard).await {
+        Ok(members) if are_all(voters, &members) => {}
+        Ok(_) => return,
+        Err(error) => {
+            debug!(%shard, %error, "the members of a shard are not confirmed yet");
+            return;
+        }
+    }
+    let command = MetadataCommand::ShardSettled { shard, generation };
+    match cluster.change(&command).await {
+        Ok(_) => debug!(%shard, "the sole replica of a shard may form it from now on"),
+        Err(error) => {
+            debug!(%shard, %error, "the metadata do not know yet that a shard has settled");
+        }
+    }
+}
+
+/// Whether nobody else than these is a member of a shard, nor on the way in or out.
+fn are_all(voters: &BTreeSet<NodeId>, members: &Members) -> bool {
+    members.voters == *voters && members.learners.is_empty()
 }
 
 #[cfg(test)]
@@ -436,6 +484,17 @@ mod tests {
         let behind = status(&[A, B, C], &[(B, 10), (C, 10)]);
         let able = BTreeSet::from([1, 2]);
         assert_eq!(step(A, &wanted, &behind, &able, &none), Step::None);
+    }
+
+    #[test]
+    fn only_shards_that_are_gone_for_good_are_removed_unasked() {
+        let mut image = Image::new();
+        image.retired = 4;
+        let shards = BTreeMap::from([(ShardId(2), shard(&[A]))]);
+        image.shards = Arc::new(shards);
+        let hosted = [1, 2, 4, 5].map(ShardId).into();
+        // 2 is there, and 5 is not known here yet.
+        assert_eq!(given_up(&image, &hosted), [ShardId(1), ShardId(4)]);
     }
 
     #[test]
@@ -488,6 +547,44 @@ mod tests {
             step(A, &wanted, &members, &alive, &none),
             Step::Members(wanted.voters())
         );
+    }
+
+    #[test]
+    fn a_sole_replica_that_was_moved_settles_when_nobody_else_is_left() {
+        let able = BTreeSet::from([0, 1]);
+        let none = BTreeSet::new();
+        let mut sole = shard(&[A]);
+        let alone = status(&[A], &[]);
+        assert_eq!(step(A, &sole, &alone, &able, &none), Step::None);
+        sole.founders.clear();
+        sole.generation = 3;
+        assert_eq!(step(A, &sole, &alone, &able, &none), Step::Settle(3));
+        // The replica of before is still there, as a voter or not.
+        let mut listening = alone.clone();
+        listening.learners = BTreeSet::from([B]);
+        for members in [status(&[A, B], &[]), listening] {
+            assert_eq!(
+                step(A, &sole, &members, &able, &none),
+                Step::Members(sole.voters())
+            );
+        }
+        // The others have the data.
+        let mut several = shard(&[A, B, C]);
+        several.founders.clear();
+        let members = status(&[A, B, C], &[]);
+        assert_eq!(step(A, &several, &members, &able, &none), Step::None);
+    }
+
+    #[test]
+    fn what_is_confirmed_counts_and_not_what_is_believed() {
+        let voters = BTreeSet::from([A]);
+        let members = |voters: &[NodeId], learners: &[NodeId]| Members {
+            voters: voters.iter().copied().collect(),
+            learners: learners.iter().copied().collect(),
+        };
+        assert!(are_all(&voters, &members(&[A], &[])));
+        assert!(!are_all(&voters, &members(&[A, B], &[])));
+        assert!(!are_all(&voters, &members(&[A], &[B])));
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Facts {
         }
     }
 
+    /// Whether something is known to be under another key than the current one.
+    pub(super) fn is_stale(&self) -> bool {
+        let is_old = |kek: &KekId| *kek != self.current;
+        self.data.segments.keys().any(is_old) || self.data.manifests.keys().any(is_old)
+    }
+
     /// What has to be done here.
     pub(super) fn todo(&self) -> Todo {
         let is_old = |kek: &KekId| *kek != self.current;

@@ -27,6 +27,8 @@ const AT_ONCE: usize = 1024;
 const ENOUGH_PROBLEMS: usize = 16;
 /// Segments are wrapped for so long before it is reported how many are left.
 const WRAPPING: Duration = Duration::from_secs(2);
+/// And only looked at for so long in each step when none is known to need it, as after a start, which clients wait for.
+const LOOKING: Duration = Duration::from_millis(100);
 
 /// What was seen last.
 #[derive(Clone, Debug, Default)]
@@ -111,6 +113,10 @@ impl Keeper {
             problems.extend(look.facts.missing());
             let moving = !look.rotations.is_empty() && checkpointed.elapsed() >= CHECKPOINTS;
             let mut todo = look.facts.todo();
+            let budget = match look.facts.is_stale() {
+                true => WRAPPING,
+                false => LOOKING,
+            };
             todo.checkpoint_data |= moving;
             todo.checkpoint_metadata |= look.checkpoint.shredding > 0;
             let needed = self.note(look, &problems);
@@ -121,7 +127,7 @@ impl Keeper {
             if todo.checkpoint_data {
                 checkpointed = Instant::now();
             }
-            problems.extend(self.act(todo).await);
+            problems.extend(self.act(todo, budget).await);
             if let Some(look) = self.look().await
                 && self.note(look, &problems) == needed
                 && !changed
@@ -213,7 +219,7 @@ impl Keeper {
     }
 
     /// Moves what is on this broker's volume. Returns what went wrong; the next step tries again.
-    async fn act(self: &Arc<Self>, todo: Todo) -> Vec<String> {
+    async fn act(self: &Arc<Self>, todo: Todo, budget: Duration) -> Vec<String> {
         let mut problems = Vec::new();
         if todo.renew {
             // First: the checkpoints then release what lies before.
@@ -221,7 +227,7 @@ impl Keeper {
         }
         if todo.rewrap {
             let data = Arc::clone(&self.broker.data);
-            match tokio::task::spawn_blocking(move || data.rewrap(WRAPPING)).await {
+            match tokio::task::spawn_blocking(move || data.rewrap(budget)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     problems.push(format!("a segment cannot be wrapped anew: {error}"))
@@ -268,6 +274,10 @@ impl Keeper {
                 Ok(_) => done = done.saturating_add(1),
                 // Its topic was deleted meanwhile.
                 Err(ChangeFailure::Refused(MetadataError::UnknownTopic(_))) => {}
+                // That concerns this key alone.
+                Err(ChangeFailure::Refused(error)) => {
+                    problems.push(format!("a topic's key cannot be changed: {error}"));
+                }
                 // The next leader does it.
                 Err(ChangeFailure::NotController | ChangeFailure::Unanswered) => break,
                 Err(error) => {

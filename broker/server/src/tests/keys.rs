@@ -11,12 +11,19 @@ use kafka_protocol::messages::{
     incremental_alter_configs_request::{AlterConfigsResource, AlterableConfig},
 };
 use palisade_config::status::BrokerStatus;
-use palisade_seal::DirectoryProvider;
+use palisade_data::dek_context;
+use palisade_metadata::{ConfigOp, ConfigResource, MetadataCommand};
+use palisade_seal::{DekVersion, DirectoryProvider, SecretKey};
+use palisade_shard::Command;
 use tokio::time::sleep;
 
 use super::*;
 
-async fn wait_for(broker: &TestBroker, wanted: &str, met: impl Fn(&BrokerStatus) -> bool) {
+pub(super) async fn wait_for(
+    broker: &TestBroker,
+    wanted: &str,
+    met: impl Fn(&BrokerStatus) -> bool,
+) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let status = broker.running.state().status();
@@ -139,6 +146,50 @@ async fn a_new_key_is_made_when_the_configuration_asks_for_it() {
     let broker = broker.restart().await;
     let records = all(&mut broker.admin().await, "events").await;
     assert!(contains(&records, b"under the first") && contains(&records, b"under the fourth"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_can_have_no_key_any_more_keeps_none_from_the_others() {
+    let broker = TestBroker::start().await;
+    let mut client = broker.admin().await;
+    for name in ["a", "b"] {
+        assert_eq!(create_topic(&mut client, name).await, 0);
+    }
+    let state = &broker.running.state().broker;
+    let ids = ["a", "b"].map(|name| state.image().topics.by_name(name).unwrap().id);
+    for version in 2..=100 {
+        let key = SecretKey::generate().unwrap();
+        let add = MetadataCommand::AddTopicKey {
+            id: ids[0],
+            version: DekVersion(version),
+            key: state.provider.wrap(&key, &dek_context(ids[0])).unwrap(),
+        };
+        state.change(&add).await.unwrap();
+    }
+    // No request gets so far: what is logged here was not admitted.
+    for id in ids {
+        let want = MetadataCommand::AlterConfigs {
+            resource: ConfigResource::Topic(id),
+            replace: false,
+            ops: vec![ConfigOp::Set {
+                name: "palisade.key.version".to_owned(),
+                value: "200".to_owned(),
+            }],
+        };
+        let command = Command::new(want.encode().unwrap(), Vec::new());
+        let proposed = state.cluster.metadata.propose(command).await;
+        proposed.unwrap().unwrap();
+    }
+    let newest = |id| {
+        let image = state.image();
+        let topic = image.topics.get(id).unwrap();
+        topic.current_key().map(|(version, _)| version)
+    };
+    wait_for(&broker, "the other topic has its new key", |_| {
+        newest(ids[1]) == Some(DekVersion(200))
+    })
+    .await;
+    assert_eq!(newest(ids[0]), Some(DekVersion(100)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

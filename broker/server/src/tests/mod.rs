@@ -7,6 +7,7 @@ mod client;
 mod keys;
 mod lifecycle;
 mod ports;
+mod topics;
 
 use std::{net::SocketAddr, path::Path};
 

@@ -2,7 +2,7 @@
 
 use palisade_config::{BrokerConfig, status::BrokerStatus};
 
-use super::{access::client_certificate, *};
+use super::{access::client_certificate, keys::wait_for, *};
 use crate::assembly::BootstrapUser;
 
 async fn get(broker: &TestBroker, path: &str, identity: Option<(&str, &str)>) -> (u16, String) {
@@ -18,6 +18,8 @@ async fn the_admin_port_tells_strangers_only_whether_it_is_ready() {
         get(&broker, "/healthz", None).await,
         (200, "ok\n".to_owned())
     );
+    // On a busy machine a leader may be missed for a moment.
+    wait_for(&broker, "it is ready", |status| status.ready).await;
     assert_eq!(
         get(&broker, "/readyz", None).await,
         (200, "ready\n".to_owned())

@@ -65,6 +65,10 @@ fn any_command() -> impl Strategy<Value = MetadataCommand> {
         1 => (topic(), 0..6_u32).prop_map(|(id, version)| MetadataCommand::AddTopicKey {
             id, version: DekVersion(version), key: key(5),
         }),
+        1 => (0..4_u16).prop_map(|replication_factor| MetadataCommand::RetirePool { replication_factor }),
+        1 => (0..8_u32, 0..3_u32).prop_map(|(shard, generation)| MetadataCommand::ShardSettled {
+            shard: ShardId(shard), generation,
+        }),
         1 => (0..4_u32).prop_map(|version| MetadataCommand::SetSystemKey {
             version: DekVersion(version), key: key(4),
         }),
@@ -88,6 +92,8 @@ fn check(image: &Image) {
     }
     let pooled: Vec<ShardId> = image.pools.values().flatten().copied().collect();
     assert_eq!(pooled.len(), image.shards.len());
+    let kept = image.cluster.iter().flat_map(|one| &one.group_shards);
+    assert!(kept.into_iter().all(|shard| pooled.contains(shard)));
     for shard in image.shards.values() {
         let brokers: BTreeSet<i32> = shard.replicas.iter().map(|node| node.broker()).collect();
         assert_eq!(brokers.len(), usize::from(shard.replication_factor));
@@ -99,7 +105,7 @@ fn check(image: &Image) {
                 "a replica on no registered node"
             );
         }
-        // Only the very first replicas may form a shard, or the one that is left with nothing.
+        // Only the very first replicas may form a shard, or a sole one that is left with nothing.
         assert!(shard.generation > 0 || shard.founders == shard.replicas);
     }
     for topic in image.topics.iter() {

@@ -259,6 +259,52 @@ fn a_sole_replica_that_was_wiped_begins_anew() {
 }
 
 #[test]
+fn a_sole_replica_that_was_moved_begins_anew_when_it_is_known_to_be_alone() {
+    let mut image = cluster();
+    let settled = |shard, generation| MetadataCommand::ShardSettled {
+        shard: ShardId(shard),
+        generation,
+    };
+    let nothing = |shard| MetadataError::NothingToSettle(ShardId(shard));
+    image.apply(register(1)).unwrap();
+    assert_eq!(refused(&image, settled(2, 0)), nothing(2));
+    image.apply(assign(2, 0, &[1])).unwrap();
+    assert_eq!(
+        refused(&image, settled(2, 0)).to_string(),
+        "shard 2 is at generation 1, not 0: it has been assigned anew meanwhile"
+    );
+    let unsettled = image.clone();
+    assert_eq!(image.apply(settled(2, 1)), Ok(MetadataResponse::Done));
+    let info = &image.shards[&ShardId(2)];
+    assert_eq!(
+        (info.generation, info.formation(node(1))),
+        (1, Some(info.voters()))
+    );
+    assert_eq!(refused(&image, settled(2, 1)), nothing(2));
+    for (image, begins) in [(&image, true), (&unsettled, false)] {
+        let mut image = image.clone();
+        image.apply(again(1, 5 << 96)).unwrap();
+        let info = &image.shards[&ShardId(2)];
+        assert_eq!(info.replicas, [NodeId::of(1, 5)]);
+        assert_eq!(info.formation(NodeId::of(1, 5)).is_some(), begins);
+    }
+    // The next move begins with the same doubt.
+    image.apply(assign(2, 1, &[0])).unwrap();
+    assert_eq!(image.shards[&ShardId(2)].formation(node(0)), None);
+
+    let mut image = four();
+    image.apply(assign(1, 0, &[0, 1, 3])).unwrap();
+    assert_eq!(refused(&image, settled(1, 1)), nothing(1));
+    assert_eq!(
+        refused(&image, settled(9, 0)),
+        MetadataError::UnknownShard(ShardId(9))
+    );
+    let bytes = settled(3, 1).encode().unwrap();
+    assert_eq!(bytes, [5, 20, 3, 1]);
+    assert_eq!(MetadataCommand::decode(&bytes).unwrap(), settled(3, 1));
+}
+
+#[test]
 fn a_directory_that_cannot_be_told_from_the_last_is_refused() {
     let image = four();
     let twin = again(1, (7 << 96) + 1);
@@ -302,6 +348,57 @@ fn a_broker_that_replicas_need_is_not_drained() {
     image.apply(drain(3, true)).unwrap();
     image.apply(drain(3, false)).unwrap();
     image.apply(drain(2, true)).unwrap();
+}
+
+#[test]
+fn shards_that_nothing_uses_make_room_for_a_broker_to_leave() {
+    let mut image = four();
+    let wide = MetadataCommand::CreatePool {
+        replication_factor: 4,
+        replicas: vec![(0..4).map(node).collect(); 2],
+        for_groups: false,
+    };
+    let retire = |replication_factor| MetadataCommand::RetirePool { replication_factor };
+    let drain = MetadataCommand::SetDraining {
+        id: 3,
+        draining: true,
+    };
+    let before = image.encode().unwrap();
+    image.apply(wide.clone()).unwrap();
+    image.apply(replicated(4)).unwrap();
+    // A topic is in the way, and then nothing but its shards.
+    assert_eq!(image.room_to_leave(3), []);
+    assert_eq!(refused(&image, retire(4)), MetadataError::PoolInUse(4));
+    image
+        .apply(MetadataCommand::DeleteTopic { id: id(1) })
+        .unwrap();
+    assert!(matches!(
+        refused(&image, drain.clone()),
+        MetadataError::BrokerNeeded {
+            replication_factor: 4,
+            ..
+        }
+    ));
+    assert_eq!(image.room_to_leave(3), [retire(4)]);
+    let mut drained = image.clone();
+    drained.apply(retire(4)).unwrap();
+    drained.apply(drain).unwrap();
+    assert_eq!(drained.shards.len(), 2);
+    assert_eq!(refused(&drained, retire(4)), MetadataError::NoPool(4));
+    // Not what keeps committed offsets, however few brokers are left.
+    assert_eq!(refused(&drained, retire(3)), MetadataError::PoolInUse(3));
+    assert_eq!(drained.room_to_leave(2), []);
+
+    // The numbers of the shards are not used again, not by a broker that starts from a checkpoint either.
+    image.apply(retire(4)).unwrap();
+    assert_eq!(image.retired, 4);
+    let bytes = image.encode().unwrap();
+    assert_eq!((before[0], bytes[0]), (2, 3));
+    let mut image = Image::decode(&bytes).unwrap();
+    image.apply(wide).unwrap();
+    assert_eq!(image.pools[&4], [ShardId(5), ShardId(6)]);
+    assert_eq!(Image::decode(&before).unwrap().retired, 0);
+    assert_eq!(retire(4).encode().unwrap(), [4, 19, 4]);
 }
 
 #[test]
@@ -352,6 +449,32 @@ fn a_pool_is_placed_on_the_brokers_there_are() {
         Err(MetadataError::NotBootstrapped)
     );
     assert_eq!(image.metadata_voters().len(), 3);
+}
+
+#[test]
+fn a_pool_is_placed_on_brokers_that_are_alive_when_they_are_enough() {
+    let with = |alive: &[i32]| {
+        let mut image = four();
+        let command = image.new_pool_among(2, false, |broker| alive.contains(&broker));
+        image.apply(command.unwrap()).unwrap();
+        image
+    };
+    let users = |image: &Image| -> BTreeSet<i32> {
+        let shards = image.pools[&2].iter();
+        shards.flat_map(|shard| brokers(image, shard.0)).collect()
+    };
+    let all = BTreeSet::from([0, 1, 2, 3]);
+    assert_eq!(users(&with(&[0, 1, 2, 3])), all);
+    let mut spared = with(&[0, 2]);
+    assert_eq!(users(&spared), BTreeSet::from([0, 2]));
+    // As many as with all brokers, who get their share later.
+    assert_eq!(spared.pools[&2].len(), 12);
+    for assignment in spared.rebalance() {
+        spared.apply(assignment.into()).unwrap();
+    }
+    assert_eq!(users(&spared), all);
+    // One broker is too few for two replicas.
+    assert_eq!(users(&with(&[1])), all);
 }
 
 #[test]
