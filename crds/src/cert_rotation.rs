@@ -131,10 +131,10 @@ pub enum RotationMode {
 /// When a rotation happens: exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "[has(self.once), has(self.schedule), has(self.at)].filter(given, given).size() == 1",
-    "write exactly one of once: {}, schedule (five cron fields) and at (RFC 3339)"
-))]
+#[x_kube(
+    validation = ("[has(self.once), has(self.schedule), has(self.at)].filter(given, given).size() == 1", "write exactly one of once: {}, schedule (five cron fields) and at (RFC 3339)"),
+    validation = ("!has(self.once) || has(oldSelf.once)", "another trigger cannot become once: create another CertRotation")
+)]
 pub struct RotationTrigger {
     /// Now, one time: `{}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -113,7 +113,9 @@ impl Controllers {
                 &seen,
                 stop.clone(),
                 |object, context| cluster::reconcile(object, context).boxed(),
-                |object, context| cluster::cleanup(object, context).boxed(),
+                |object, context| {
+                    revoke(object, context, cluster::cleanup(object, context).boxed())
+                },
             ));
         }
         for controller in self.users {
@@ -392,8 +394,8 @@ fn is_stale(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409 | 422))
 }
 
-/// A revocation that may be given up in a namespace that is going away.
-fn revoke<'a, K: Member>(
+/// A cleanup that may be given up in a namespace that is going away.
+fn revoke<'a, K: StatusObject>(
     object: &'a K,
     context: &'a Context,
     revocation: BoxFuture<'a, Result<(), Error>>,

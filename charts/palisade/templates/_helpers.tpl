@@ -25,16 +25,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Its own kinds: it watches them, keeps a finalizer on them and writes their status. */}}
+{{- define "palisade.kindRules" -}}
+- apiGroups: [palisade.dev]
+  resources: [secureclusters, users, acls, quotas, topics, certrotations]
+  verbs: [list, watch, patch]
+{{- end }}
+
 {{/*
 What the operator may do in a namespace that it serves: no wildcard, no role or binding, no exec, no node.
 Each verb has a use: a watch needs list and watch, server-side apply get and patch, and create for a new object. What it makes is deleted by Kubernetes with its
 owner; it deletes only the policy of a listener that is gone, and claims.
 */}}
 {{- define "palisade.rules" -}}
-# Its own kinds: it watches them, keeps a finalizer on them and writes their status.
-- apiGroups: [palisade.dev]
-  resources: [secureclusters, users, acls, quotas, topics, certrotations]
-  verbs: [list, watch, patch]
+{{ include "palisade.kindRules" . }}
 - apiGroups: [palisade.dev]
   resources: [secureclusters/status, users/status, acls/status, quotas/status, topics/status, certrotations/status]
   verbs: [patch]

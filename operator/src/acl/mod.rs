@@ -27,6 +27,9 @@ use crate::{
 /// Bindings in one request.
 const BATCH: usize = 500;
 
+/// Why rules are withdrawn while their object stays. A User that is gone may be followed by somebody else of the same name, who was granted nothing.
+const FORFEITED: [Reason; 2] = [Reason::NamespaceNotAllowed, Reason::UserNotFound];
+
 /// Brings the rules of one principal to the brokers.
 ///
 /// # Errors
@@ -56,7 +59,7 @@ pub async fn reconcile(object: &Acl, context: &Context) -> Result<Action, Error>
             Action::requeue(members::SETTLED)
         }
         Err(Stop::Blocked(mut blocked)) => {
-            if members::expel(object, &mut blocked, cleanup(object, context)).await {
+            if members::expel(object, &mut blocked, &FORFEITED, cleanup(object, context)).await {
                 (status.principal, status.bindings) = (None, None);
             }
             status.conditions = members::outcome(former, generation, Err(&blocked));
@@ -251,4 +254,40 @@ pub async fn cleanup(object: &Acl, context: &Context) -> Result<(), Error> {
     )
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn rules_do_not_outlive_the_user_that_they_name() {
+        let acl = |principal: Option<&str>| -> Acl {
+            serde_json::from_value(json!({
+                "apiVersion": "palisade.dev/v1alpha1", "kind": "Acl", "metadata": { "name": "orders", "namespace": "shop" },
+                "spec": {
+                    "clusterRef": { "name": "events", "namespace": "messaging" }, "principal": { "userRef": "alice" },
+                    "rules": [{ "resource": { "type": "Topic", "name": "orders" }, "operations": ["Write"] }]
+                },
+                "status": { "principal": principal }
+            }))
+            .unwrap()
+        };
+        let missing = || Blocked::new(Reason::UserNotFound, "User alice does not exist");
+        let held = acl(Some("User:alice"));
+        assert!(members::expel(&held, &mut missing(), &FORFEITED, async { Ok(()) }).await);
+        let mut blocked = missing();
+        let failing = async { Err(Error::Configuration("no broker".to_owned())) };
+        assert!(!members::expel(&held, &mut blocked, &FORFEITED, failing).await);
+        assert!(
+            blocked.message.ends_with("not withdrawn yet: no broker"),
+            "{}",
+            blocked.message
+        );
+        // Once that is done, the brokers are not asked again.
+        assert!(!members::expel(&acl(None), &mut missing(), &FORFEITED, async { Ok(()) }).await);
+    }
 }

@@ -115,20 +115,24 @@ const fn operation_of(operation: AclOperation) -> Operation {
     }
 }
 
-/// What turns the bindings held into the bindings wanted. A revocation in force is the User's and is left to it.
+/// What turns the bindings held into the bindings wanted. A revocation in force is the User's and is left to it; a part of one is a rule like any other, for a
+/// User puts all of it into force at once.
 #[must_use]
 pub fn plan(wanted: &BTreeSet<AclBinding>, held: &BTreeSet<AclBinding>) -> Change {
     let mut change = Change::default();
+    let is_left = |binding: &AclBinding| {
+        is_revocation(binding)
+            && revocation(&binding.principal)
+                .iter()
+                .all(|part| held.contains(part))
+    };
     for binding in wanted.difference(held) {
         match binding.permission {
             Permission::Deny => change.new_denies.push(binding.clone()),
             Permission::Allow => change.new_allows.push(binding.clone()),
         }
     }
-    for binding in held
-        .difference(wanted)
-        .filter(|binding| !is_revocation(binding))
-    {
+    for binding in held.difference(wanted).filter(|binding| !is_left(binding)) {
         match binding.permission {
             Permission::Deny => change.withdrawn_denies.push(binding.clone()),
             Permission::Allow => change.withdrawn_allows.push(binding.clone()),
@@ -278,6 +282,17 @@ mod tests {
             !set(&[rule("Deny", "*", &["Read"])])
                 .iter()
                 .any(is_revocation)
+        );
+    }
+
+    #[test]
+    fn a_rule_that_denies_everything_is_withdrawn_with_its_object() {
+        let held = set(&[rule("Deny", "*", &["All"])]);
+        assert!(held.iter().all(is_revocation));
+        let change = plan(&BTreeSet::new(), &held);
+        assert_eq!(
+            change.withdrawn_denies,
+            held.into_iter().collect::<Vec<_>>()
         );
     }
 }

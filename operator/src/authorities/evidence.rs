@@ -11,6 +11,8 @@ pub struct Evidence {
     pub distrusting: Vec<String>,
     /// Who does not use what the present authority issued yet.
     pub on_old_leaves: Vec<String>,
+    /// Who would be waited for, but cannot follow until somebody mends it.
+    pub left_out: Vec<String>,
 }
 
 /// A broker as a rotation sees it.
@@ -35,6 +37,9 @@ pub struct ClientReport<'a> {
     pub trusted: &'a [String],
     /// For a user with a certificate: whether the present clients authority issued it.
     pub leaf_is_current: Option<bool>,
+    /// Whether its Secret is not kept up to date until somebody mends what its status complains of. A rotation waits for no such user: one tenant would hold up
+    /// the authority of all.
+    pub is_stuck: bool,
 }
 
 /// Evidence about the cluster authority: every broker's own ports trust it, every user's Secret trusts it, and every endpoint presents the new leaf.
@@ -59,7 +64,12 @@ pub fn cluster_evidence(
     }
     for client in clients {
         if next.is_some_and(|next| !client.trusted.iter().any(|trusted| trusted == next)) {
-            evidence.distrusting.push(format!("user {}", client.name));
+            let waiting = if client.is_stuck {
+                &mut evidence.left_out
+            } else {
+                &mut evidence.distrusting
+            };
+            waiting.push(format!("user {}", client.name));
         }
     }
     evidence
@@ -82,7 +92,12 @@ pub fn clients_evidence(
     }
     for client in clients {
         if client.leaf_is_current == Some(false) {
-            evidence.on_old_leaves.push(format!("user {}", client.name));
+            let waiting = if client.is_stuck {
+                &mut evidence.left_out
+            } else {
+                &mut evidence.on_old_leaves
+            };
+            waiting.push(format!("user {}", client.name));
         }
     }
     evidence
@@ -231,6 +246,7 @@ mod tests {
             name: "shop/alice",
             trusted,
             leaf_is_current: None,
+            is_stuck: false,
         };
         assert_eq!(
             cluster_evidence(&record, &[], &[client(&[])], &[]).distrusting,
@@ -249,6 +265,7 @@ mod tests {
             name: "shop/alice",
             trusted: &[],
             leaf_is_current: current,
+            is_stuck: false,
         };
         assert_eq!(
             clients_evidence(&record, &[], &[client(Some(false))], &[]).on_old_leaves,
@@ -258,6 +275,24 @@ mod tests {
             clients_evidence(&record, &[], &[client(Some(true)), client(None)], &[]),
             Evidence::default()
         );
+    }
+
+    #[test]
+    fn a_user_that_cannot_follow_is_named_and_not_waited_for() {
+        let record = rotating();
+        let stuck = ClientReport {
+            name: "shop/alice",
+            trusted: &[],
+            leaf_is_current: Some(false),
+            is_stuck: true,
+        };
+        let left_out = Evidence {
+            left_out: vec!["user shop/alice".to_owned()],
+            ..Evidence::default()
+        };
+        let clients = [stuck];
+        assert_eq!(cluster_evidence(&record, &[], &clients, &[]), left_out);
+        assert_eq!(clients_evidence(&record, &[], &clients, &[]), left_out);
     }
 
     #[test]

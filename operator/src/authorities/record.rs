@@ -8,7 +8,7 @@ use palisade_crds::RotationMode;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::AuthorityPolicy;
+use super::{AuthorityPolicy, steps::RENEWAL};
 use crate::pki::{Authority, CertificateInfo, CommonName, PkiError, certificates};
 
 /// Annotation by which a CertRotation asks for a rotation: a [`RotationRequest`] as JSON.
@@ -163,7 +163,7 @@ impl AuthorityRecord {
         self.running.as_deref()
     }
 
-    /// The last run that ended.
+    /// The last run that ended of those that a CertRotation asked for.
     #[must_use]
     pub fn done(&self) -> Option<&str> {
         self.done.as_deref()
@@ -253,10 +253,12 @@ impl AuthorityRecord {
         Ok(())
     }
 
-    /// Withdraws trust in former authorities.
+    /// Withdraws trust in former authorities. A renewal that nobody asked for leaves the last run that was asked for as done: it is not begun again.
     pub fn withdraw(&mut self) {
         self.previous.clear();
-        self.done = self.running.take().or(self.done.take());
+        if let Some(run) = self.running.take().filter(|run| run != RENEWAL) {
+            self.done = Some(run);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{AuthorityRecord, Evidence};
 use crate::pki::KeyAlgorithm;
 
 /// Run id of a rotation that nobody asked for: the authority came close to its end.
-const RENEWAL: &str = "renewal";
+pub(super) const RENEWAL: &str = "renewal";
 
 /// What the spec says of an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +38,11 @@ pub enum Step {
     Switch,
     /// Wait until everyone named uses what the new authority issued.
     AwaitLeaves(Vec<String>),
-    /// Nobody uses the former one: withdraw trust in it.
+    /// Nobody uses the former one, or the present one has to be replaced soon: withdraw trust in the former.
     Withdraw,
 }
 
-/// Decides. The phase is what the record holds; each is left only by evidence.
+/// Decides. The phase is what the record holds; each is left only by evidence, or because the authority that issues ends.
 #[must_use]
 pub fn next_step(
     record: &AuthorityRecord,
@@ -50,8 +50,11 @@ pub fn next_step(
     evidence: &Evidence,
     now: OffsetDateTime,
 ) -> Step {
+    let left = record.current().info().not_after - now;
     // Nobody accepts an authority past its end, so there is no trust left to wait for.
-    let ended = record.current().info().not_after <= now;
+    let ended = left <= Duration::ZERO;
+    // An authority whose validity is shorter than `renewBefore` would otherwise be replaced on every look.
+    let lead = policy.renew_before.min(policy.validity / 2);
     if record.next().is_some() {
         return if ended || evidence.distrusting.is_empty() {
             Step::Switch
@@ -60,7 +63,8 @@ pub fn next_step(
         };
     }
     if record.has_previous() {
-        return if evidence.on_old_leaves.is_empty() {
+        // Whoever stays on an old leaf must not keep the present authority from being replaced in time: with it everyone's leaves would end.
+        return if left <= lead / 2 || evidence.on_old_leaves.is_empty() {
             Step::Withdraw
         } else {
             Step::AwaitLeaves(evidence.on_old_leaves.clone())
@@ -72,9 +76,7 @@ pub fn next_step(
             mode: request.mode,
         };
     }
-    // An authority whose validity is shorter than `renewBefore` would otherwise be replaced on every look.
-    let lead = policy.renew_before.min(policy.validity / 2);
-    if record.current().info().not_after - now <= lead {
+    if left <= lead {
         return Step::Begin {
             id: RENEWAL.to_owned(),
             mode: RotationMode::ReplaceKey,
@@ -115,11 +117,20 @@ mod tests {
         AuthorityRecord::generate(&name(), &policy(), start()).unwrap()
     }
 
+    /// Takes a record through a whole rotation.
+    fn rotate(record: &mut AuthorityRecord, id: &str, now: OffsetDateTime) {
+        let (id, mode) = (id.to_owned(), RotationMode::ReplaceKey);
+        record.begin(id, mode, &name(), &policy(), now).unwrap();
+        record.switch(now).unwrap();
+        record.withdraw();
+    }
+
     fn waiting(distrusting: &[&str], on_old_leaves: &[&str]) -> Evidence {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         Evidence {
             distrusting: owned(distrusting),
             on_old_leaves: owned(on_old_leaves),
+            ..Evidence::default()
         }
     }
 
@@ -214,6 +225,56 @@ mod tests {
             Step::Begin {
                 id: "run-1".to_owned(),
                 mode: RotationMode::Renew
+            }
+        );
+    }
+
+    #[test]
+    fn a_renewal_does_not_bring_back_a_request_that_is_done() {
+        let mut secret = Secret::default();
+        record().write(&mut secret);
+        let request = RotationRequest {
+            id: "run-1".to_owned(),
+            mode: RotationMode::ReplaceKey,
+            at: String::new(),
+        };
+        secret.annotations_mut().insert(
+            REQUEST_ANNOTATION.to_owned(),
+            serde_json::to_string(&request).unwrap(),
+        );
+        let mut record = AuthorityRecord::read(&secret).unwrap();
+        rotate(&mut record, "run-1", start());
+        let later = start() + Duration::days(95);
+        rotate(&mut record, RENEWAL, later);
+        assert_eq!((record.running(), record.done()), (None, Some("run-1")));
+        assert_eq!(
+            next_step(&record, &policy(), &Evidence::default(), later),
+            Step::Settled
+        );
+    }
+
+    #[test]
+    fn an_authority_about_to_end_is_replaced_although_someone_stays_on_a_former_leaf() {
+        let mut record = record();
+        let (id, mode) = ("run-1".to_owned(), RotationMode::ReplaceKey);
+        record.begin(id, mode, &name(), &policy(), start()).unwrap();
+        record.switch(start()).unwrap();
+        let late = waiting(&[], &["user alice"]);
+        let step = |record: &AuthorityRecord, days| {
+            next_step(record, &policy(), &late, start() + Duration::days(days))
+        };
+        assert_eq!(
+            step(&record, 94),
+            Step::AwaitLeaves(vec!["user alice".to_owned()])
+        );
+        assert_eq!(step(&record, 95), Step::Withdraw);
+        assert_eq!(step(&record, 101), Step::Withdraw);
+        record.withdraw();
+        assert_eq!(
+            step(&record, 95),
+            Step::Begin {
+                id: RENEWAL.to_owned(),
+                mode: RotationMode::ReplaceKey
             }
         );
     }

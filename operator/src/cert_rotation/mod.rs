@@ -137,11 +137,13 @@ async fn advance(
 ) -> Result<Outcome, Stop> {
     let mut run = status.current_run.clone().unwrap_or_default();
     let id = plan::run_id(&object.uid().unwrap_or_default(), status.completed_runs);
-    let view = target.view(&id, &run);
+    if target.is_overtaken(&plan::request(&id, object.spec.mode, &run)) {
+        run.started_at = Some(Time(now));
+    }
+    let request = plan::request(&id, object.spec.mode, &run);
+    let view = target.view(&request, &run);
     if !view.asked {
-        target
-            .ask(context, &plan::request(&id, object.spec.mode, &run))
-            .await?;
+        target.ask(context, &request).await?;
     }
     if run.new_fingerprint.is_none() {
         run.new_fingerprint.clone_from(&view.new_fingerprint);

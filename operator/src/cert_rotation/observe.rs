@@ -6,7 +6,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use palisade_crds::{
-    CertRotation, Reason, RotationPhase, RotationRun, RotationTarget, SecureCluster,
+    CertRotation, Reason, RotationMode, RotationPhase, RotationRun, RotationTarget, SecureCluster,
 };
 use serde_json::json;
 
@@ -126,21 +126,28 @@ impl Target {
         Ok(())
     }
 
-    /// Where a run stands.
-    pub(super) fn view(&self, id: &str, run: &RotationRun) -> View {
+    /// Whether another run asked for less than this one since it began: certificates issued from then on are not what this one is for, so it has to begin anew.
+    pub(super) fn is_overtaken(&self, wanted: &RotationRequest) -> bool {
+        self.authority.is_none()
+            && leaves::request(Some(&self.secret))
+                .is_some_and(|held| !is_good_for(&held, wanted) && is_since(&held, wanted))
+    }
+
+    /// Where a run stands that asks for this.
+    pub(super) fn view(&self, wanted: &RotationRequest, run: &RotationRun) -> View {
         match &self.authority {
             Some(record) => authority_view(
                 record,
-                id,
+                &wanted.id,
                 run,
                 &trusting(&self.cluster, run.old_fingerprint.as_deref(), self.kind),
             ),
-            None => self.leaves_view(id),
+            None => self.leaves_view(wanted),
         }
     }
 
-    fn leaves_view(&self, id: &str) -> View {
-        let request = leaves::request(Some(&self.secret)).filter(|request| request.id == id);
+    fn leaves_view(&self, wanted: &RotationRequest) -> View {
+        let request = leaves::request(Some(&self.secret)).filter(|held| is_good_for(held, wanted));
         let Some(requested_at) = request.as_ref().and_then(leaves::requested_at) else {
             return View {
                 phase: RotationPhase::Waiting,
@@ -200,6 +207,20 @@ impl Target {
             new_fingerprint: None,
         }
     }
+}
+
+/// Whether what the Secret of the leaves asks for is good for a run: its own request, or one made since that replaces no less. Two runs at once would otherwise
+/// write over each other's request for as long as both go on.
+fn is_good_for(held: &RotationRequest, wanted: &RotationRequest) -> bool {
+    let replaces = held.mode == RotationMode::ReplaceKey || held.mode == wanted.mode;
+    held.id == wanted.id || replaces && is_since(held, wanted)
+}
+
+/// Whether a request was made when another was, or later.
+fn is_since(held: &RotationRequest, wanted: &RotationRequest) -> bool {
+    leaves::requested_at(held)
+        .zip(leaves::requested_at(wanted))
+        .is_some_and(|(held, wanted)| held >= wanted)
 }
 
 /// Brokers that report trust in an authority on an endpoint that the target is about.
@@ -288,14 +309,59 @@ fn authority_view(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use palisade_crds::RotationMode;
+    use std::sync::Arc;
+
     use time::{Duration, OffsetDateTime};
 
     use super::*;
     use crate::{
         authorities::AuthorityPolicy,
+        cluster::fixture,
         pki::{CommonName, KeyAlgorithm},
     };
+
+    #[test]
+    fn runs_that_overlap_share_the_request_that_replaces_most() {
+        let request = |id: &str, mode, second: u32| RotationRequest {
+            id: id.to_owned(),
+            mode,
+            at: format!("2027-07-01T00:00:{second:02}Z"),
+        };
+        let asking = |held: &RotationRequest| {
+            let mut secret = Secret::default();
+            let text = serde_json::to_string(held).unwrap();
+            secret
+                .annotations_mut()
+                .insert(REQUEST_ANNOTATION.to_owned(), text);
+            Target {
+                kind: RotationTarget::BrokerLeaves,
+                secret,
+                authority: None,
+                cluster: Arc::new(fixture()),
+            }
+        };
+        let (renew, replace) = (RotationMode::Renew, RotationMode::ReplaceKey);
+        let own = request("own", replace, 10);
+        for (held, is_asked, overtaken) in [
+            (request("own", replace, 10), true, false),
+            (request("other", replace, 10), true, false),
+            (request("other", replace, 20), true, false),
+            (request("other", replace, 9), false, false),
+            (request("other", renew, 9), false, false),
+            // The key would not be replaced.
+            (request("other", renew, 20), false, true),
+        ] {
+            let target = asking(&held);
+            let view = target.view(&own, &RotationRun::default());
+            assert_eq!(view.asked, is_asked, "{held:?}");
+            assert_eq!(target.is_overtaken(&own), overtaken, "{held:?}");
+        }
+        // Having begun anew, it asks for the most, and last.
+        let again = asking(&request("own", replace, 21));
+        let other = request("other", renew, 20);
+        assert!(again.view(&other, &RotationRun::default()).asked);
+        assert!(!again.is_overtaken(&other));
+    }
 
     #[test]
     fn the_phases_of_a_run_follow_the_secret_and_the_brokers() {

@@ -26,15 +26,19 @@ pub(super) fn due(
     let trigger = &object.spec.trigger;
     let ran = status.completed_runs.unwrap_or_default() > 0;
     let moment = |time: Timestamp| if time <= now { Due::Now } else { Due::At(time) };
+    let last = status
+        .last_run
+        .as_ref()
+        .and_then(|run| run.started_at.as_ref())
+        .map(|time| time.0);
     match (&trigger.once, &trigger.schedule, &trigger.at) {
         (Some(_), None, None) => Ok(if ran { Due::Never } else { Due::Now }),
-        (None, None, Some(at)) => Ok(if ran { Due::Never } else { moment(at.0) }),
+        (None, None, Some(at)) => {
+            // A moment that was written after the last run is another one. A status may say whole seconds.
+            let done = last.is_some_and(|last| last.as_second() >= at.0.as_second());
+            Ok(if done { Due::Never } else { moment(at.0) })
+        }
         (None, Some(schedule), None) => {
-            let last = status
-                .last_run
-                .as_ref()
-                .and_then(|run| run.started_at.as_ref())
-                .map(|time| time.0);
             let since = last
                 .or_else(|| object.creation_timestamp().map(|time| time.0))
                 .unwrap_or(now);
@@ -121,6 +125,25 @@ mod tests {
                 &fresh,
                 now,
                 Due::At(at("2027-08-01T00:00:00Z")),
+            ),
+            (
+                json!({ "at": "2027-06-30T00:00:00.5Z" }),
+                &after(1, "2027-06-30T00:00:00Z"),
+                now,
+                Due::Never,
+            ),
+            // A new moment is another run.
+            (
+                json!({ "at": "2027-08-01T00:00:00Z" }),
+                &after(1, "2027-06-30T00:00:00Z"),
+                now,
+                Due::At(at("2027-08-01T00:00:00Z")),
+            ),
+            (
+                json!({ "at": "2027-06-30T12:00:00Z" }),
+                &after(1, "2027-06-30T00:00:00Z"),
+                now,
+                Due::Now,
             ),
             (
                 schedule.clone(),

@@ -1,8 +1,8 @@
 //! Carries out the steps of [`crate::authorities`] for both authorities of a cluster.
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, ResourceExt, api::PostParams};
-use palisade_crds::{SecureCluster, User};
+use kube::{Api, ResourceExt, api::PostParams, runtime::events::EventType};
+use palisade_crds::{ConditionType, Reason, SecureCluster, User};
 use time::{Duration, OffsetDateTime};
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{
         AuthorityPolicy, AuthorityRecord, BrokerReport, ClientReport, Evidence, Step,
         clients_evidence, cluster_evidence, next_step,
     },
-    kubernetes::{FIELD_MANAGER, Index, is_ours, names},
+    kubernetes::{FIELD_MANAGER, Index, is_ours, names, publish},
     members,
     pki::{CertificateInfo, CommonName, PkiError},
 };
@@ -192,6 +192,7 @@ pub(super) async fn advance(
             name,
             trusted,
             leaf_is_current,
+            is_stuck: is_stuck(user),
         });
     }
     let listeners: Vec<&str> = cluster
@@ -209,6 +210,7 @@ pub(super) async fn advance(
     );
     let of_cluster = take(
         context,
+        object,
         &mut authorities.cluster,
         &cluster_name,
         &cluster.cluster_policy,
@@ -219,6 +221,7 @@ pub(super) async fn advance(
     let evidence = clients_evidence(&authorities.clients.record, &reports, &clients, &listeners);
     let of_clients = take(
         context,
+        object,
         &mut authorities.clients,
         &clients_name,
         &cluster.clients_policy,
@@ -237,6 +240,7 @@ pub(super) async fn advance(
 /// Carries out one step and says what is under way.
 async fn take(
     context: &Context,
+    object: &SecureCluster,
     held: &mut Held,
     name: &CommonName,
     policy: &AuthorityPolicy,
@@ -290,7 +294,27 @@ async fn take(
             &secret,
         )
         .await?;
+    let behind = left_behind(&step, evidence);
+    if !behind.is_empty() {
+        let note = format!(
+            "{}: {message}, without waiting for {}",
+            secret.name_any(),
+            listed(&behind)
+        );
+        let (kind, reason) = (EventType::Warning, Reason::RotationInProgress);
+        publish(context, object, kind, reason, note).await;
+    }
     Ok(Some(message.to_owned()))
+}
+
+/// Whom a step is not good for: those who cannot follow, and those who would still be waited for if the authority did not end.
+fn left_behind(step: &Step, evidence: &Evidence) -> Vec<String> {
+    let late = match step {
+        Step::Switch => &evidence.distrusting,
+        Step::Withdraw => &evidence.on_old_leaves,
+        _ => return Vec::new(),
+    };
+    [late.as_slice(), evidence.left_out.as_slice()].concat()
 }
 
 fn listed(names: &[String]) -> String {
@@ -335,6 +359,26 @@ fn issued_users(users: &Index<User>, cluster: &SecureCluster) -> Vec<std::sync::
         .collect();
     users.sort_by_key(|user| (user.namespace(), user.name_any()));
     users
+}
+
+/// Whether a user's Secret stays as it is until somebody mends what the status complains of: nothing that a rotation waits for would come.
+fn is_stuck(user: &User) -> bool {
+    const REASONS: [Reason; 5] = [
+        Reason::InvalidSpec,
+        Reason::NoListenerForAuthentication,
+        Reason::SecretNotFound,
+        Reason::SecretInvalid,
+        Reason::SecretConflict,
+    ];
+    user.status.as_ref().is_some_and(|status| {
+        status.conditions.iter().any(|condition| {
+            condition.type_ == ConditionType::Ready.as_str()
+                && condition.status == "False"
+                // What is said of a former spec may be mended by the present one.
+                && condition.observed_generation == user.metadata.generation
+                && REASONS.iter().any(|reason| reason.as_str() == condition.reason)
+        })
+    })
 }
 
 /// Whether the certificate in a user's Secret is of the present clients authority, and has had time to arrive; nothing for a user
@@ -403,6 +447,53 @@ mod tests {
             .filter_map(|user| user.namespace())
             .collect();
         assert_eq!(namespaces, ["messaging", "shop"]);
+    }
+
+    #[test]
+    fn a_user_is_stuck_while_its_present_spec_waits_for_somebody() {
+        let user = |ready: &str, reason: &str, generation: i64| -> User {
+            serde_json::from_value(json!({
+                "apiVersion": "palisade.dev/v1alpha1", "kind": "User",
+                "metadata": { "name": "alice", "namespace": "shop", "generation": 2 },
+                "spec": { "clusterRef": { "name": "events", "namespace": "messaging" }, "authentication": { "type": "MutualTls" } },
+                "status": { "secretName": "alice", "conditions": [{
+                    "type": "Ready", "status": ready, "reason": reason, "message": "", "observedGeneration": generation,
+                    "lastTransitionTime": "2027-01-01T00:00:00Z"
+                }] }
+            }))
+            .unwrap()
+        };
+        for reason in [
+            "InvalidSpec",
+            "NoListenerForAuthentication",
+            "SecretNotFound",
+            "SecretInvalid",
+            "SecretConflict",
+        ] {
+            assert!(is_stuck(&user("False", reason, 2)), "{reason}");
+            assert!(!is_stuck(&user("False", reason, 1)), "{reason}");
+        }
+        assert!(!is_stuck(&user("False", "BrokersUnreachable", 2)));
+        assert!(!is_stuck(&user("True", "Suspended", 2)));
+    }
+
+    #[test]
+    fn a_step_names_whom_it_leaves_behind() {
+        let names = |name: &str| vec![name.to_owned()];
+        let evidence = Evidence {
+            distrusting: names("broker events-0"),
+            on_old_leaves: names("user shop/bob"),
+            left_out: names("user shop/alice"),
+        };
+        assert_eq!(
+            left_behind(&Step::Switch, &evidence),
+            ["broker events-0", "user shop/alice"]
+        );
+        assert_eq!(
+            left_behind(&Step::Withdraw, &evidence),
+            ["user shop/bob", "user shop/alice"]
+        );
+        assert_eq!(left_behind(&Step::Settled, &evidence), [""; 0]);
     }
 
     #[test]

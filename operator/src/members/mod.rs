@@ -17,6 +17,7 @@ use crate::{
     access::ClusterAccess,
     kafka::KafkaError,
     kubernetes::{Index, StatusObject, publish, write_status},
+    pki::PkiError,
 };
 use claims::deletion;
 
@@ -51,6 +52,8 @@ impl Blocked {
         let reason = match error {
             Error::NotOurs { kind, .. } if kind == "Secret" => Reason::SecretConflict,
             Error::NotOurs { .. } => Reason::Conflict,
+            // What an authority past its end would issue is not valid at any moment.
+            Error::Pki(PkiError::Validity(_)) => Reason::SecretInvalid,
             error if error.is_refusal() => Reason::Retrying,
             _ => return None,
         };
@@ -88,9 +91,9 @@ impl From<kube::Error> for Stop {
     }
 }
 
-impl From<crate::pki::PkiError> for Stop {
-    fn from(error: crate::pki::PkiError) -> Self {
-        Self::Failed(error.into())
+impl From<PkiError> for Stop {
+    fn from(error: PkiError) -> Self {
+        Error::from(error).into()
     }
 }
 
@@ -253,13 +256,15 @@ pub async fn announce<K: Member>(
     write_status(context, object, &announced).await
 }
 
-/// Withdraws what the brokers hold of an object whose namespace its cluster admits no more, and returns whether that is done.
+/// Withdraws what the brokers hold of an object that is blocked for one of `reasons`, such as that its cluster admits its namespace no more, and returns
+/// whether that is done.
 pub async fn expel<K: Member>(
     object: &K,
     blocked: &mut Blocked,
+    reasons: &[Reason],
     revocation: impl Future<Output = Result<(), Error>>,
 ) -> bool {
-    if blocked.reason != Reason::NamespaceNotAllowed || !object.in_effect() {
+    if !reasons.contains(&blocked.reason) || !object.in_effect() {
         return false;
     }
     match revocation.await {
@@ -362,9 +367,9 @@ fn may_hold<K: Member>(cluster: &SecureCluster, object: &K) -> bool {
         && (cluster.admits_namespace(&object.namespace().unwrap_or_default()) || object.in_effect())
 }
 
-/// Whether a revocation that failed is given up: only in a namespace that is going away, and only after some patience, so that deleting a namespace never
-/// hangs on brokers that are gone with it.
-pub async fn give_up<K: Member>(context: &Context, object: &K, error: &Error) -> bool {
+/// Whether a cleanup that failed is given up: only in a namespace that is going away, and only after some patience, so that deleting a namespace never hangs on
+/// brokers, or on rights of the operator, that are gone with it.
+pub async fn give_up<K: StatusObject>(context: &Context, object: &K, error: &Error) -> bool {
     let Some(since) = deletion(object) else {
         return false;
     };
@@ -384,17 +389,10 @@ pub async fn give_up<K: Member>(context: &Context, object: &K, error: &Error) ->
     };
     if leaving {
         let note = format!(
-            "the brokers did not answer and the namespace is going away, so what they hold of this object may remain: {error}"
+            "the namespace is going away and cleaning up after this object failed, so something of it may remain on the brokers or on volumes: {error}"
         );
-        tracing::warn!(namespace = name, object = object.name_any(), %error, "giving up a revocation");
-        publish(
-            context,
-            object,
-            EventType::Warning,
-            Reason::BrokersUnreachable,
-            note,
-        )
-        .await;
+        tracing::warn!(namespace = name, object = object.name_any(), %error, "giving up a cleanup");
+        publish(context, object, EventType::Warning, Reason::Deleting, note).await;
     }
     leaving
 }
@@ -484,21 +482,22 @@ mod tests {
 
     #[tokio::test]
     async fn an_object_is_expelled_once_and_says_so_when_the_brokers_do_not_answer() {
+        let reasons = [Reason::NamespaceNotAllowed];
         let not_allowed = || Blocked::new(Reason::NamespaceNotAllowed, "not admitted");
         let held = user("foreign", "u", 10, Some("User:alice"));
-        assert!(expel(&held, &mut not_allowed(), async { Ok(()) }).await);
+        assert!(expel(&held, &mut not_allowed(), &reasons, async { Ok(()) }).await);
         let mut blocked = not_allowed();
         let failing = async { Err(Error::Configuration("no broker".to_owned())) };
-        assert!(!expel(&held, &mut blocked, failing).await);
+        assert!(!expel(&held, &mut blocked, &reasons, failing).await);
         assert_eq!(
             blocked.message,
             "not admitted; what the brokers hold of this object is not withdrawn yet: no broker"
         );
         // Nothing is asked of the brokers for an object that never was in effect, or that waits for something else.
         let never = user("foreign", "u", 10, None);
-        assert!(!expel(&never, &mut not_allowed(), async { Ok(()) }).await);
+        assert!(!expel(&never, &mut not_allowed(), &reasons, async { Ok(()) }).await);
         let mut waiting = Blocked::new(Reason::ClusterNotReady, "waiting");
-        assert!(!expel(&held, &mut waiting, async { Ok(()) }).await);
+        assert!(!expel(&held, &mut waiting, &reasons, async { Ok(()) }).await);
     }
 
     #[test]
@@ -518,6 +517,13 @@ mod tests {
         for code in [404, 409, 429, 500] {
             assert!(matches!(answer(code), Stop::Failed(_)));
         }
+    }
+
+    #[test]
+    fn what_an_ended_authority_cannot_issue_is_shown_and_a_lack_of_randomness_is_tried_again() {
+        let ended = Stop::from(PkiError::Validity(time::Duration::ZERO));
+        assert!(matches!(ended, Stop::Blocked(blocked) if blocked.reason == Reason::SecretInvalid));
+        assert!(matches!(Stop::from(PkiError::Random), Stop::Failed(_)));
     }
 
     #[test]

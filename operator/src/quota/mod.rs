@@ -51,7 +51,8 @@ pub async fn reconcile(object: &Quota, context: &Context) -> Result<Action, Erro
             Action::requeue(members::SETTLED)
         }
         Err(Stop::Blocked(mut blocked)) => {
-            if members::expel(object, &mut blocked, cleanup(object, context)).await {
+            let reasons = [Reason::NamespaceNotAllowed];
+            if members::expel(object, &mut blocked, &reasons, cleanup(object, context)).await {
                 (status.entity, status.user) = (None, None);
             }
             status.conditions = members::outcome(former, generation, Err(&blocked));

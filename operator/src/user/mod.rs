@@ -78,7 +78,9 @@ pub async fn reconcile(object: &User, context: &Context) -> Result<Action, Error
             Action::requeue(members::SETTLED)
         }
         Err(Stop::Blocked(mut blocked)) => {
-            let gone = members::expel(object, &mut blocked, cleanup(object, context)).await;
+            let reasons = [Reason::NamespaceNotAllowed];
+            let gone =
+                members::expel(object, &mut blocked, &reasons, cleanup(object, context)).await;
             if gone {
                 revocation::forget(&mut status);
             } else if blocked.reason == Reason::Conflict {
@@ -391,6 +393,8 @@ async fn certificate(
             secret::text(secret, secret::USER_KEY)?,
         ))
     });
+    let held_chain = pair.as_ref().map(|(chain, _)| chain.as_str());
+    let accepted = is_accepted(cluster, &listener.name, held_chain, authority.info());
     if let Some((chain, key)) = pair
         && secret::certificate_stands(&chain, &key, authority.info(), now)
     {
@@ -399,7 +403,7 @@ async fn certificate(
             key: Zeroizing::new(key),
         });
     }
-    if !trusted_by_all(cluster, &listener.name, &authority.info().fingerprint) {
+    if !accepted {
         return Err(Blocked::new(
             Reason::CertificatesPending,
             format!(
@@ -418,6 +422,20 @@ async fn certificate(
         chain: leaf.certificate,
         key: leaf.key,
     })
+}
+
+/// Whether the brokers accept what an authority issues. Where it issued the certificate that is held they do already, and a renewal waits for no broker that is
+/// silent; otherwise every broker has to report it.
+fn is_accepted(
+    cluster: &SecureCluster,
+    listener: &str,
+    held_chain: Option<&str>,
+    authority: &CertificateInfo,
+) -> bool {
+    let renews = held_chain
+        .and_then(|chain| CertificateInfo::from_pem(chain).ok())
+        .is_some_and(|held| held.is_issued_by(authority));
+    renews || trusted_by_all(cluster, listener, &authority.fingerprint)
 }
 
 /// Whether every broker reports that a listener trusts an authority.
@@ -441,8 +459,10 @@ fn trusted_by_all(cluster: &SecureCluster, listener: &str, authority: &str) -> b
 mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::json;
+    use time::Duration;
 
     use super::*;
+    use crate::pki::{Authority, KeyAlgorithm};
 
     pub(super) fn user(name: &str, kind: &str) -> User {
         serde_json::from_value(json!({
@@ -486,16 +506,20 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_certificate_waits_until_every_broker_trusts_its_issuer() {
-        let mut cluster: SecureCluster = serde_json::from_value(json!({
+    fn taking_certificates() -> SecureCluster {
+        serde_json::from_value(json!({
             "apiVersion": "palisade.dev/v1alpha1", "kind": "SecureCluster", "metadata": { "name": "events", "namespace": "messaging" },
             "spec": {
                 "storage": { "size": "1Gi" }, "logEncryption": { "keyProvider": { "secret": { "name": "kek" } } },
                 "listeners": [{ "name": "first", "port": 9093, "authentication": ["MutualTls"] }]
             }
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn a_certificate_waits_until_every_broker_trusts_its_issuer() {
+        let mut cluster = taking_certificates();
         assert!(!trusted_by_all(&cluster, "first", "ca"));
         cluster.status = Some(
             serde_json::from_value(json!({
@@ -508,5 +532,28 @@ mod tests {
         assert!(trusted_by_all(&cluster, "first", "ca"));
         assert!(!trusted_by_all(&cluster, "first", "other"));
         assert!(!trusted_by_all(&cluster, "second", "ca"));
+    }
+
+    #[test]
+    fn a_renewal_under_the_same_authority_waits_for_no_broker() {
+        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let authority = || {
+            let name = CommonName::new("events-clients").unwrap();
+            Authority::generate(&name, KeyAlgorithm::EcdsaP256, Duration::days(9), now).unwrap()
+        };
+        let (present, other) = (authority(), authority());
+        let chain = |authority: &Authority| {
+            let name = CommonName::new("alice").unwrap();
+            let (usage, key) = (LeafUse::Client, LeafKey::New(KeyAlgorithm::EcdsaP256));
+            let leaf = authority.issue(&name, &[], usage, key, Duration::days(5), now);
+            leaf.unwrap().certificate
+        };
+        // No broker of this cluster reports anything.
+        let silent = taking_certificates();
+        let accepted = |held: Option<&str>| is_accepted(&silent, "first", held, present.info());
+        assert!(accepted(Some(&chain(&present))));
+        assert!(!accepted(Some(&chain(&other))));
+        assert!(!accepted(Some("nonsense")));
+        assert!(!accepted(None));
     }
 }

@@ -27,7 +27,8 @@ const TRUST_STORE: &str = "truststore.p12";
 const TRUST_PASSWORD: &str = "truststore.password";
 const KEY_STORE: &str = "user.p12";
 const KEY_PASSWORD: &str = "user.password";
-/// Annotations with digests of what the stores were made of: a store is made anew only when that changes, because its bytes differ every time.
+/// Annotations with digests of what the stores were made of, their passwords included: a store is made anew only when that changes, because its bytes differ
+/// every time.
 const TRUST_DIGEST: &str = "palisade.dev/truststore-of";
 const KEY_DIGEST: &str = "palisade.dev/keystore-of";
 const USER_LABEL: &str = "palisade.dev/user";
@@ -117,8 +118,8 @@ impl Plan<'_> {
             Material::Certificate { chain, key } => {
                 put(USER_CERTIFICATE, chain.as_bytes().to_vec());
                 put(USER_KEY, key.as_bytes().to_vec());
-                let of = digest(&(chain, key.as_str()));
                 let password = self.store_password(KEY_PASSWORD)?;
+                let of = digest(&(chain, key.as_str(), password.as_str()));
                 let store = match self.kept(KEY_STORE, KEY_DIGEST, &of) {
                     Some(store) => store,
                     None => key_store(&self.user.name_any(), key, chain, &password)?,
@@ -128,8 +129,8 @@ impl Plan<'_> {
                 annotations.insert(KEY_DIGEST.to_owned(), of);
             }
         }
-        let of = digest(&self.bundle);
         let password = self.store_password(TRUST_PASSWORD)?;
+        let of = digest(&(self.bundle, password.as_str()));
         let store = match self.kept(TRUST_STORE, TRUST_DIGEST, &of) {
             Some(store) => store,
             None => trust_store(self.bundle, &password)?,
@@ -162,7 +163,7 @@ impl Plan<'_> {
         })
     }
 
-    /// A store that was made of the same things, with its password still beside it.
+    /// A store that was made of the same things, the password beside it among them.
     fn kept(&self, key: &str, annotation: &str, of: &str) -> Option<Vec<u8>> {
         let held = self.held?;
         if held
@@ -211,11 +212,12 @@ pub(super) fn certificate_stands(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use p12_keystore::{KeyStore, Pkcs12ImportPolicy};
     use time::Duration;
 
     use super::*;
     use crate::{
-        pki::{CommonName, KeyAlgorithm, LeafKey, LeafUse},
+        pki::{CommonName, KeyAlgorithm, Leaf, LeafKey, LeafUse},
         user::tests::user,
     };
 
@@ -284,10 +286,8 @@ mod tests {
         assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "u-1");
     }
 
-    #[test]
-    fn a_certificate_users_secret_holds_certificate_stores_and_no_sasl() {
-        let authority = authority();
-        let leaf = authority
+    fn issue(authority: &Authority) -> Leaf {
+        authority
             .issue(
                 &CommonName::new("alice").unwrap(),
                 &[],
@@ -296,11 +296,21 @@ mod tests {
                 Duration::days(9),
                 now(),
             )
-            .unwrap();
-        let material = Material::Certificate {
+            .unwrap()
+    }
+
+    fn certificate(leaf: &Leaf) -> Material {
+        Material::Certificate {
             chain: leaf.certificate.clone(),
             key: leaf.key.clone(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_certificate_users_secret_holds_certificate_stores_and_no_sasl() {
+        let authority = authority();
+        let leaf = issue(&authority);
+        let material = certificate(&leaf);
         let user = user("alice", "MutualTls");
         let secret = build(&user, &material, authority.certificate_pem(), None);
         assert_eq!(
@@ -344,6 +354,35 @@ mod tests {
             authority.info(),
             now()
         ));
+    }
+
+    /// Whether the store under a key opens with the password under another.
+    fn opens(secret: &Secret, store: &str, password: &str) -> bool {
+        let password = text(secret, password).unwrap();
+        let store = &secret.data.as_ref().unwrap()[store].0;
+        KeyStore::from_pkcs12(store, &password, Pkcs12ImportPolicy::Strict).is_ok()
+    }
+
+    #[test]
+    fn a_store_whose_password_was_removed_or_edited_is_made_anew_for_the_present_one() {
+        let authority = authority();
+        let user = user("alice", "MutualTls");
+        let material = certificate(&issue(&authority));
+        let first = build(&user, &material, authority.certificate_pem(), None);
+        for (store, password) in [(TRUST_STORE, TRUST_PASSWORD), (KEY_STORE, KEY_PASSWORD)] {
+            assert!(opens(&first, store, password));
+            let mut removed = first.clone();
+            removed.data.as_mut().unwrap().remove(password);
+            let mut edited = first.clone();
+            let other = ByteString(vec![b'x'; STORE_PASSWORD_LENGTH]);
+            let data = edited.data.as_mut().unwrap();
+            data.insert(password.to_owned(), other);
+            for held in [removed, edited] {
+                let again = build(&user, &material, authority.certificate_pem(), Some(&held));
+                assert!(opens(&again, store, password), "{store}");
+                assert_ne!(text(&again, password), text(&first, password), "{store}");
+            }
+        }
     }
 
     #[test]
