@@ -32,7 +32,7 @@ if [ -z "$missing" ]; then
 fi
 if [ "$(id -u)" -ne 0 ]; then
     echo "bootstrap: not root, so not installing:$missing" >&2
-    echo "bootstrap: run 'apt-get install$missing' as root; what needs them is left out until then" >&2
+    echo "bootstrap: run 'apt-get install$missing' as root; what cannot do without them fails or is left out until then" >&2
     exit 0
 fi
 

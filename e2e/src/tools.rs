@@ -7,6 +7,7 @@
 //! - [`JavaProducer`], [`RdkafkaProducer`]: idempotent producers that run while something happens, and are held to every acknowledgement.
 //! - [`Lan`], [`Tmpfs`]: a network that can be cut, a disk that can be filled.
 //! - [`RawClient`]: bytes over TLS, for what no well-behaved client sends.
+//! - [`Tally`]: counts lines of a log that grows.
 //!
 //! Every child process is killed by its own id when the value that owns it is dropped, also when a test panics.
 
@@ -23,6 +24,7 @@ mod program;
 mod scan;
 mod site;
 mod strace;
+mod tally;
 mod trio;
 mod wire;
 
@@ -39,5 +41,6 @@ pub use program::program;
 pub use scan::files_containing;
 pub use site::Site;
 pub use strace::fail_next_sync;
+pub use tally::Tally;
 pub use trio::Cluster;
 pub use wire::{Answer, RawClient};

@@ -12,9 +12,13 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
+    time::Duration,
 };
 
-use palisade_e2e::cluster::{ApiServer, Program};
+use palisade_e2e::{
+    cluster::{ApiServer, Program},
+    tools::{Outcome, run},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -163,21 +167,43 @@ fn no_rule_has_a_wildcard_or_leads_to_more_rights() {
 }
 
 #[test]
-fn serving_some_namespaces_gives_no_rights_in_the_whole_cluster() {
+fn serving_some_namespaces_gives_no_rights_elsewhere_but_to_its_own_kinds() {
     let objects = rendered(&[
         "--set",
         "watchNamespaces={one,two}",
         "--set",
         "rbac.aggregate=false",
     ]);
-    let kinds: Vec<&str> = objects
-        .iter()
-        .filter_map(|object| object["kind"].as_str())
-        .collect();
-    assert!(
-        !kinds.contains(&"ClusterRole") && !kinds.contains(&"ClusterRoleBinding"),
-        "{kinds:?}"
+    let of_kind = |kind: &str| -> Vec<&Value> {
+        objects
+            .iter()
+            .filter(|object| object["kind"] == kind)
+            .collect()
+    };
+    let (roles, bindings) = (of_kind("ClusterRole"), of_kind("ClusterRoleBinding"));
+    assert_eq!(
+        (roles.len(), bindings.len()),
+        (1, 1),
+        "{roles:?} {bindings:?}"
     );
+    assert_eq!(
+        roles[0]["rules"],
+        json!([
+            {
+                "apiGroups": ["palisade.dev"],
+                "resources": ["secureclusters", "users", "acls", "quotas", "topics", "certrotations"],
+                "verbs": ["list", "watch", "patch"],
+            },
+            {
+                "apiGroups": [""],
+                "resources": ["namespaces"],
+                "resourceNames": ["one", "two"],
+                "verbs": ["get"],
+            },
+        ])
+    );
+    assert_eq!(bindings[0]["roleRef"]["kind"], "ClusterRole");
+    assert_eq!(bindings[0]["roleRef"]["name"], roles[0]["metadata"]["name"]);
     let deployment = objects
         .iter()
         .find(|object| object["kind"] == "Deployment")
@@ -274,40 +300,105 @@ fn definitions_are_upgraded_with_the_release_and_outlive_it() {
     assert_eq!(left, "", "the release left rights behind");
 }
 
-/// Whether the operator's account may do something, as the API server sees it. `resource` is `type`, `type/name` or `type:subresource`.
-fn may(server: &ApiServer, namespace: &str, verb: &str, resource: &str) -> bool {
-    let (resource, subresource) = resource.split_once(':').unwrap_or((resource, ""));
-    let output = server
-        .kubectl()
-        .args([
-            "--namespace",
+/// What the operator's account might do: a verb on a resource, in a namespace.
+#[derive(Clone, Copy, Debug)]
+struct Action {
+    namespace: &'static str,
+    verb: &'static str,
+    /// `type` or `type.group`, then `:subresource` or `/name` where there is one.
+    resource: &'static str,
+}
+
+impl Action {
+    fn new(namespace: &'static str, verb: &'static str, resource: &'static str) -> Self {
+        Self {
             namespace,
-            "--as",
-            "system:serviceaccount:palisade-system:palisade",
-        ])
-        .args([
-            "auth",
-            "can-i",
             verb,
             resource,
-            "--subresource",
-            subresource,
-        ])
-        .output()
-        .unwrap();
-    match String::from_utf8_lossy(&output.stdout).trim() {
-        "yes" => true,
-        "no" => false,
-        other => panic!(
-            "can-i {verb} {resource}: {other} {}",
-            String::from_utf8_lossy(&output.stderr)
-        ),
+        }
+    }
+
+    /// All of a table, in one namespace.
+    fn all(namespace: &'static str, table: &[(&'static str, &'static str)]) -> Vec<Self> {
+        table
+            .iter()
+            .map(|&(verb, resource)| Self::new(namespace, verb, resource))
+            .collect()
+    }
+
+    /// The question of whether it is allowed, as the API server takes it.
+    fn review(self) -> Value {
+        let (resource, name) = self.resource.split_once('/').unwrap_or((self.resource, ""));
+        let (resource, subresource) = resource.split_once(':').unwrap_or((resource, ""));
+        let (resource, group) = resource.split_once('.').unwrap_or((resource, ""));
+        json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": "system:serviceaccount:palisade-system:palisade",
+                "groups": [
+                    "system:serviceaccounts",
+                    "system:serviceaccounts:palisade-system",
+                    "system:authenticated",
+                ],
+                "resourceAttributes": {
+                    "namespace": self.namespace,
+                    "verb": self.verb,
+                    "group": group,
+                    "resource": resource,
+                    "subresource": subresource,
+                    "name": name,
+                },
+            },
+        })
     }
 }
 
-const NEEDED: [(&str, &str); 18] = [
+/// The operator's account may do the former and none of the latter. The API server answers every question; it gets all of them at once.
+fn assert_rights(server: &ApiServer, allowed: &[Action], refused: &[Action]) {
+    let actions = [allowed, refused].concat();
+    let reviews: Vec<Value> = actions.iter().map(|action| action.review()).collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": reviews}).to_string();
+    let answered = run(
+        server.kubectl().args(["create", "-o", "json", "-f", "-"]),
+        list.as_bytes(),
+        Duration::from_secs(60),
+    )
+    .and_then(Outcome::success)
+    .unwrap()
+    .stdout;
+    // kubectl prints one object after the other, in the order of the list.
+    let answers: Vec<bool> = serde_json::Deserializer::from_str(&answered)
+        .into_iter::<Value>()
+        .map(|answer| answer.unwrap()["status"]["allowed"].as_bool().unwrap())
+        .collect();
+    assert_eq!(answers.len(), actions.len(), "{answered}");
+    let wrong: Vec<String> = actions
+        .iter()
+        .zip(answers)
+        .enumerate()
+        .filter(|(place, (_, may))| *may != (*place < allowed.len()))
+        .map(|(_, (action, may))| {
+            let may = if may { "may" } else { "may not" };
+            let Action {
+                namespace,
+                verb,
+                resource,
+            } = action;
+            format!("{may} {verb} {resource} in {namespace}")
+        })
+        .collect();
+    assert!(wrong.is_empty(), "the operator's account {wrong:#?}");
+}
+
+/// What lets objects of its own kinds go with a namespace that is deleted.
+const OF_ITS_KINDS: [(&str, &str); 3] = [
     ("list", "secureclusters.palisade.dev"),
+    ("watch", "topics.palisade.dev"),
     ("patch", "users.palisade.dev"),
+];
+
+const NEEDED: [(&str, &str); 16] = [
     ("patch", "acls.palisade.dev:status"),
     ("update", "users.palisade.dev:finalizers"),
     ("create", "secrets"),
@@ -366,49 +457,37 @@ fn the_account_may_do_what_it_needs_and_nothing_else() {
         succeed(server.kubectl().args(["create", "namespace", namespace]));
     }
 
-    install("palisade", &[]);
-    for (verb, resource) in NEEDED {
-        assert!(
-            may(&server, "one", verb, resource),
-            "may not {verb} {resource}"
-        );
-    }
-    for (verb, resource) in WITHHELD {
-        assert!(
-            !may(&server, "one", verb, resource),
-            "may {verb} {resource}"
-        );
-    }
-    assert!(may(
-        &server,
-        "palisade-system",
-        "update",
-        "leases.coordination.k8s.io/palisade-operator"
-    ));
-    assert!(!may(
-        &server,
-        "palisade-system",
-        "update",
-        "leases.coordination.k8s.io/another"
-    ));
-    assert!(!may(
-        &server,
-        "kube-system",
-        "update",
-        "leases.coordination.k8s.io/palisade-operator"
-    ));
+    let lease = |namespace, name| Action::new(namespace, "update", name);
+    let own = "leases.coordination.k8s.io/palisade-operator";
+    let another = "leases.coordination.k8s.io/another";
 
+    install("palisade", &[]);
+    let mut allowed = Action::all("one", &OF_ITS_KINDS);
+    allowed.extend(Action::all("one", &NEEDED));
+    allowed.push(lease("palisade-system", own));
+    let mut refused = Action::all("one", &WITHHELD);
+    refused.push(lease("palisade-system", another));
+    refused.push(lease("kube-system", own));
+    assert_rights(&server, &allowed, &refused);
+
+    // Only in the namespace it serves, but to its own kinds.
     install("palisade", &["--set", "watchNamespaces={one}"]);
-    for (verb, resource) in NEEDED {
-        assert!(
-            may(&server, "one", verb, resource),
-            "may not {verb} {resource} in the namespace it serves"
-        );
-        assert!(
-            !may(&server, "two", verb, resource),
-            "may {verb} {resource} in a namespace it does not serve"
-        );
-    }
+    let mut everywhere = Action::all("one", &OF_ITS_KINDS);
+    everywhere.extend(Action::all("two", &OF_ITS_KINDS));
+    everywhere.push(Action::new("one", "get", "namespaces/one"));
+    let allowed = [everywhere.clone(), Action::all("one", &NEEDED)].concat();
+    let mut refused = Action::all("two", &NEEDED);
+    refused.extend(Action::all("two", &WITHHELD));
+    refused.push(Action::new("two", "get", "namespaces/two"));
+    assert_rights(&server, &allowed, &refused);
+
+    // A namespace that is deleted takes its Role along, and then there is only what lets its objects go.
+    succeed(
+        server
+            .kubectl()
+            .args(["--namespace", "one", "delete", "role", "palisade"]),
+    );
+    assert_rights(&server, &everywhere, &Action::all("one", &NEEDED));
 }
 
 #[test]

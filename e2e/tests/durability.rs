@@ -14,11 +14,13 @@ use anyhow::{Context, Result};
 use palisade_config::KeyProviderConfig;
 use palisade_e2e::{
     progress::say,
-    tools::{Access, Broker, Java, Kcat, Tmpfs, files_containing, tool, wait_until},
+    tools::{Access, Broker, Java, Kcat, Tally, Tmpfs, files_containing, tool, wait_until},
 };
 
 /// A start is measured in tenths of a second; a test must not fail because the machine was busy.
 const RESTART_LIMIT: Duration = Duration::from_secs(5);
+/// How the verifiable producer reports an acknowledgement.
+const SUCCESS: &str = "producer_send_success";
 
 /// Kill -9 while an idempotent producer has batches in flight, again and again: every acknowledged record is where the acknowledgement
 /// said, and none is there twice.
@@ -56,13 +58,14 @@ fn kill_nine_loses_no_acknowledged_record_and_doubles_none() -> Result<()> {
     ];
     let mut producer = Java::background(tool::VERIFIABLE_PRODUCER, &access, &arguments, &log)?;
 
+    let mut tally = Tally::new(&log, SUCCESS);
     for round in 1..=5 {
-        let before = acknowledged(&producer.log()).len();
+        let before = tally.count()?;
         wait_until(
             "a thousand more records are acknowledged",
             Duration::from_secs(60),
             || {
-                let count = acknowledged(&producer.log()).len();
+                let count = tally.count()?;
                 anyhow::ensure!(
                     count >= before + 1000,
                     "{count} of {}:\n{}",
@@ -80,13 +83,9 @@ fn kill_nine_loses_no_acknowledged_record_and_doubles_none() -> Result<()> {
         ));
         assert!(took < RESTART_LIMIT, "the restart took {took:?}");
     }
-    let before = acknowledged(&producer.log()).len();
+    let before = tally.count()?;
     wait_until("the producer goes on", Duration::from_secs(60), || {
-        anyhow::ensure!(
-            acknowledged(&producer.log()).len() > before,
-            "{}",
-            tail(&producer.log())
-        );
+        anyhow::ensure!(tally.count()? > before, "{}", tail(&producer.log()));
         Ok(())
     })?;
     producer.terminate(Duration::from_secs(30))?;
@@ -448,7 +447,7 @@ fn record(line: &str) -> Option<((i64, i64), &str)> {
 /// What the verifiable producer says was acknowledged: value by partition and offset.
 fn acknowledged(log: &str) -> BTreeMap<(i64, i64), String> {
     log.lines()
-        .filter(|line| line.contains("producer_send_success"))
+        .filter(|line| line.contains(SUCCESS))
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter_map(|event| {
             let place = (event["partition"].as_i64()?, event["offset"].as_i64()?);

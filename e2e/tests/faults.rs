@@ -57,8 +57,10 @@ impl Load {
 
     /// Both have this many more records acknowledged.
     fn goes_on(&self, more: usize) -> Result<()> {
-        self.rdkafka.goes_on(more)?;
-        self.java.goes_on(more)
+        // Both are counted before either is waited for: they get on at the same time.
+        let (rdkafka, java) = (self.rdkafka.count() + more, self.java.count()? + more);
+        self.rdkafka.reaches(rdkafka)?;
+        self.java.reaches(java)
     }
 
     /// Who leads partition 0 of librdkafka's topic.
@@ -87,6 +89,17 @@ fn create(java: &mut Java, admin: &Access, topic: &str, partitions: &str) -> Res
     )?
     .success()?;
     Ok(())
+}
+
+/// Gives leadership back as soon as the preferred brokers can take it; by themselves the others do so seconds later.
+fn give_back(admin: &Access) -> Result<()> {
+    let mut java = Java::lease()?;
+    let arguments = ["--election-type", "preferred", "--all-topic-partitions"];
+    wait_until("leadership is given back", PATIENCE, || {
+        java.tool(tool::LEADER_ELECTION, admin, &arguments)?
+            .success()
+            .map(drop)
+    })
 }
 
 fn leader(kcat: &Kcat, topic: &str) -> Result<usize> {
@@ -219,6 +232,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     say(format_args!("broker {victim} is cut off from everybody"));
     load.goes_on(3000)?;
     lan.plug(victim, true)?;
+    give_back(&admin)?;
     load.rdkafka.hears_from(victim)?;
 
     // It hears the others, and is not heard.
@@ -231,6 +245,7 @@ fn a_leader_that_is_cut_off_acknowledges_nothing() -> Result<()> {
     ));
     load.goes_on(3000)?;
     lan.heal()?;
+    give_back(&admin)?;
     load.rdkafka.hears_from(victim)?;
 
     // It has lost one follower and kept the other: nothing needs to change.

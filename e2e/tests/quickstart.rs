@@ -8,7 +8,7 @@
 //! 4. Objects whose cluster or Secret is missing say so and become Ready when it comes.
 //! 5. Users are suspended, let in again and revoked; of two claims the older counts; what cannot work says why.
 //! 6. A fourth broker is added, and leaves when it has nothing left.
-//! 7. Nothing is written while nothing changes.
+//! 7. Nothing is written while nothing changes, not even by an operator that has just started.
 //! 8. Deleting the namespace ends.
 //!
 //! Where the machine cannot run pods, all of it is left out, loudly, and for a reason that has a type.
@@ -19,14 +19,14 @@
 mod lifecycle;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use palisade_e2e::{
     cluster::{Selection, Target},
     progress::say,
@@ -38,6 +38,10 @@ use palisade_e2e::{
 
 /// The cluster's name: not the demo's, which may be running.
 const NAME: &str = "palisade-e2e";
+/// Selects the operator's pods.
+const OPERATOR: &str = "app.kubernetes.io/name=palisade-operator";
+/// Who holds it, leads.
+const LEASE: &str = "lease.coordination.k8s.io/palisade-operator";
 
 /// What the scenarios share.
 struct World {
@@ -124,6 +128,11 @@ fn main() -> ExitCode {
     }
     let start = Instant::now();
     let selection = Selection::from_environment().expect("CLUSTER");
+    let keep = std::env::var_os("PALISADE_KEEP_CLUSTER").is_some();
+    if !keep && selection != Selection::Current {
+        // What a run that was interrupted has left, with the programs of then.
+        Target::remove(selection, NAME).expect("the cluster of an earlier run cannot be removed");
+    }
     let mut world = match Site::up(selection, NAME) {
         Ok(site) => World { site, people: None },
         Err(error) => match scenario::inability(&error) {
@@ -148,23 +157,24 @@ fn main() -> ExitCode {
         if !chosen(name) && name != SCENARIOS[0].0 {
             continue;
         }
+        let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| scenario(&mut world)));
         let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked, see above")));
+        let took = began.elapsed().as_secs_f32();
         match outcome {
             Ok(()) => {
                 passed += 1;
-                let _ = writeln!(out, "test {name} ... ok");
+                let _ = writeln!(out, "test {name} ... ok <{took:.1}s>");
             }
             Err(error) => {
                 failed += 1;
-                let _ = writeln!(out, "test {name} ... FAILED\n{error:?}\n");
+                let _ = writeln!(out, "test {name} ... FAILED <{took:.1}s>\n{error:?}\n");
                 if name == SCENARIOS[0].0 {
                     break;
                 }
             }
         }
     }
-    let keep = std::env::var_os("PALISADE_KEEP_CLUSTER").is_some();
     if keep {
         say(format_args!(
             "PALISADE_KEEP_CLUSTER is set: cluster {NAME} goes on running"
@@ -216,26 +226,29 @@ fn rotation_survives(world: &mut World) -> Result<()> {
     let mut interrupted = Vec::new();
     wait_until(
         "the rotation has been interrupted",
-        // Each time the lease has to run out, and kubelets take their time to deliver a changed Secret.
+        // The lease has to run out, and kubelets take their time to deliver a changed Secret.
         Duration::from_secs(300),
         || {
             let phase = rotation.phase()?;
             let midway = ["DistributingTrust", "IssuingLeaves", "WithdrawingTrust"]
                 .contains(&phase.as_str());
             if midway && !interrupted.contains(&phase) {
-                let selector = "app.kubernetes.io/name=palisade-operator";
                 kubectl.ok(&[
                     "-n",
                     OPERATOR_NAMESPACE,
                     "delete",
                     "pod",
                     "-l",
-                    selector,
+                    OPERATOR,
                     "--grace-period=0",
                     "--force",
                 ])?;
                 say(format_args!("deleted the operator's pod in phase {phase}"));
                 interrupted.push(phase.clone());
+                // That a lease runs out is seen the first time.
+                if interrupted.len() > 1 {
+                    free_lease(kubectl)?;
+                }
             }
             ensure!(
                 phase == "Completed" && !interrupted.is_empty(),
@@ -252,6 +265,55 @@ fn rotation_survives(world: &mut World) -> Result<()> {
     ));
     kubectl
         .ok(&["-n", NAMESPACE, "delete", "certrotation", &name])
+        .map(drop)
+}
+
+/// The name of the operator's pod, once it is the only one and ready.
+fn operator_pod(kubectl: &Kubectl) -> Result<String> {
+    wait_until(
+        "the operator's new pod is ready and the old one gone",
+        Duration::from_secs(60),
+        || {
+            let list = kubectl.json(&["-n", OPERATOR_NAMESPACE, "pods", "-l", OPERATOR])?;
+            let pods = list["items"].as_array().context("no list")?;
+            let [pod] = pods.as_slice() else {
+                bail!("there are {} pods", pods.len());
+            };
+            let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            ensure!(
+                conditions.any(|one| one["type"] == "Ready" && one["status"] == "True"),
+                "it is not ready: {}",
+                pod["status"]
+            );
+            let name = pod["metadata"]["name"].as_str();
+            Ok(name.context("a pod without a name")?.to_owned())
+        },
+    )
+}
+
+/// The name of the operator's pod that leads; empty when none does.
+fn leader(kubectl: &Kubectl) -> Result<String> {
+    let lease = kubectl.json(&["-n", OPERATOR_NAMESPACE, LEASE])?;
+    let holder = lease["spec"]["holderIdentity"].as_str();
+    Ok(holder.unwrap_or_default().to_owned())
+}
+
+/// Has the operator's new pod lead at once, rather than when the lease of the one that was killed has run out.
+fn free_lease(kubectl: &Kubectl) -> Result<()> {
+    let pod = operator_pod(kubectl)?;
+    if leader(kubectl)? == pod {
+        return Ok(());
+    }
+    kubectl
+        .ok(&[
+            "-n",
+            OPERATOR_NAMESPACE,
+            "patch",
+            LEASE,
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"holderIdentity":null}}"#,
+        ])
         .map(drop)
 }
 
@@ -367,7 +429,8 @@ fn refused(kubectl: &Kubectl, object: &str, wanted: &str) -> Result<(String, Str
     )
 }
 
-/// Objects that the operator owns or reports on keep their resource versions while nobody changes anything.
+/// Objects that the operator owns or reports on keep their resource versions while nobody changes anything. Settled ones are looked at once or twice a minute,
+/// by a new operator at once.
 fn idle_means_idle(world: &mut World) -> Result<()> {
     let kubectl = world.kubectl();
     let mut kinds = KINDS.join(",");
@@ -389,28 +452,46 @@ fn idle_means_idle(world: &mut World) -> Result<()> {
             })
             .collect())
     };
-    let quiet = Duration::from_secs(20);
-    // What the scenarios before have changed may still be settling.
-    wait_until(
-        "nothing is written for twenty seconds",
+    let differing = |before: &BTreeMap<String, String>, after: &BTreeMap<String, String>| {
+        let names = before.keys().chain(after.keys());
+        names
+            .filter(|name| before.get(*name) != after.get(*name))
+            .cloned()
+            .collect::<BTreeSet<String>>()
+    };
+    let before = wait_until(
+        "what the scenarios before have changed has settled",
         Duration::from_secs(90),
         || {
             let before = versions()?;
-            ensure!(before.len() > 20, "only {} objects", before.len());
-            std::thread::sleep(quiet);
+            std::thread::sleep(Duration::from_secs(3));
             let after = versions()?;
-            let changed: Vec<&String> = after
-                .iter()
-                .filter(|(name, version)| before.get(*name) != Some(version))
-                .map(|(name, _)| name)
-                .collect();
-            ensure!(
-                changed.is_empty() && before.len() == after.len(),
-                "written while idle: {changed:?}"
-            );
+            let changed = differing(&before, &after);
+            ensure!(changed.is_empty(), "still written: {changed:?}");
+            Ok(after)
+        },
+    )?;
+    ensure!(before.len() > 20, "only {} objects", before.len());
+    let rollout = |arguments: &[&str]| {
+        kubectl.ok(&[&["-n", OPERATOR_NAMESPACE, "rollout"], arguments].concat())
+    };
+    rollout(&["restart", "deployment"])?;
+    rollout(&["status", "deployment", "--timeout=120s"])?;
+    let pod = operator_pod(kubectl)?;
+    wait_until(
+        "the operator's new pod leads",
+        Duration::from_secs(60),
+        || {
+            let leader = leader(kubectl)?;
+            ensure!(leader == pod, "`{leader}` leads, not {pod}");
             Ok(())
         },
-    )
+    )?;
+    // All it finds is looked at by then.
+    std::thread::sleep(Duration::from_secs(5));
+    let changed = differing(&before, &versions()?);
+    ensure!(changed.is_empty(), "written while idle: {changed:?}");
+    Ok(())
 }
 
 /// Cluster, users, rules and topics go together with their namespace, in whatever order the garbage collector takes them.

@@ -52,9 +52,13 @@ pub struct Target {
 pub enum Choice {
     /// One after the other, of so many per topic.
     InTurn(i32),
-    /// As librdkafka does for records without a key: it stays with one for 10 ms.
+    /// As librdkafka does for records without a key: it stays with one for 10 ms. Of several topics, one is written to at a time, for about as long: with a record to
+    /// each in turn, batches would be smaller by as much as there are topics, and what is compared would be that.
     Sticky,
 }
+
+/// Records that go to one topic before it is the next one's turn.
+const RUN: u64 = 640;
 
 /// How long to run before, and while, measuring.
 #[derive(Clone, Copy, Debug)]
@@ -74,15 +78,15 @@ pub struct Stream {
 impl Stream {
     fn partition(&self, number: u64) -> (usize, i32) {
         let topics = self.topics.len().max(1) as u64;
-        let topic = usize::try_from(number % topics).unwrap_or(0);
-        let partition = match self.choice {
-            Choice::Sticky => -1,
+        let (topic, partition) = match self.choice {
+            Choice::Sticky => (number / RUN % topics, -1),
             Choice::InTurn(count) => {
                 let count = u64::from(count.unsigned_abs()).max(1);
-                i32::try_from(number / topics % count).unwrap_or(0)
+                let partition = i32::try_from(number / topics % count).unwrap_or(0);
+                (number % topics, partition)
             }
         };
-        (topic, partition)
+        (usize::try_from(topic).unwrap_or(0), partition)
     }
 }
 
@@ -451,6 +455,10 @@ mod tests {
             [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 0)]
         );
         assert_eq!(self::stream(1, Choice::Sticky).partition(9), (0, -1));
+        let topics: Vec<_> = [0, RUN - 1, RUN, 2 * RUN]
+            .map(|number| self::stream(2, Choice::Sticky).partition(number).0)
+            .into();
+        assert_eq!(topics, [0, 0, 1, 0]);
     }
 
     #[test]

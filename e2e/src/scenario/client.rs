@@ -9,6 +9,8 @@ use crate::tools::Outcome;
 
 /// Where the Secret is mounted; the files in it name each other there.
 pub(super) const MOUNT: &str = "/etc/palisade/credentials";
+/// The script of a pod that only waits to be told what to do.
+pub(super) const IDLE: &str = "trap exit TERM; while :; do sleep 1; done";
 
 /// What a pod is like.
 #[derive(Clone, Copy, Debug)]
@@ -41,14 +43,13 @@ impl ClientPod {
         secret: Option<&str>,
         admitted: bool,
     ) -> Result<Self> {
-        let script = "trap exit TERM; while :; do sleep 1; done";
         let pod = Self::create(
             kubectl,
             &ClientPodSpec {
                 name,
                 secret,
                 admitted,
-                script,
+                script: IDLE,
             },
         )?;
         pod.ready()?;

@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::Value;
 
 use super::{KINDS, Kubectl, Site};
 use crate::{
@@ -30,20 +31,120 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// # Errors
 /// When a step fails; the message says which and what was seen last.
 pub fn install(site: &Site) -> Result<()> {
-    if site.takes_images() {
-        load_images(site)?;
-    } else {
-        say("images are taken from where the chart's values point; make images builds them");
+    let kubectl = site.kubectl();
+    if !site.takes_images() {
+        claim(kubectl)?;
+        say("images are not loaded: the nodes must have those that make images builds");
+        install_chart(site)?;
+        return apply_example(site);
     }
+    let images = load_images(site)?;
+    let before = Images::running(kubectl)?;
     install_chart(site)?;
+    // The tag of a development image does not change with what is in it.
+    if before
+        .as_ref()
+        .is_some_and(|it| it.operator != images.operator)
+    {
+        restart(kubectl, OPERATOR_NAMESPACE, "deployment")?;
+    }
+    if before.as_ref().is_some_and(|it| it.broker != images.broker) {
+        restart(kubectl, NAMESPACE, "statefulset")?;
+    }
+    images.note(kubectl)?;
     apply_example(site)
+}
+
+/// Label of the operator's namespace in a cluster that was not started here: what is installed there may be removed again.
+const OURS: (&str, &str) = ("palisade.dev/installed-by", "make");
+
+fn is_ours(kubectl: &Kubectl) -> Result<bool> {
+    let (label, value) = OURS;
+    let selector = format!("{label}={value}");
+    let found = kubectl.ok(&["get", "namespace", "-l", &selector, "-o", "name"])?;
+    Ok(found
+        .lines()
+        .any(|name| name == format!("namespace/{OPERATOR_NAMESPACE}")))
+}
+
+/// Refuses a cluster with a Palisade that somebody uses: it would be replaced now and removed in the end, with everything that it manages.
+fn claim(kubectl: &Kubectl) -> Result<()> {
+    if is_ours(kubectl)? {
+        return Ok(());
+    }
+    let namespaces = [NAMESPACE, OPERATOR_NAMESPACE].map(|name| format!("namespace/{name}"));
+    let definitions = KINDS.map(|kind| format!("crd/{kind}"));
+    let names = namespaces.iter().chain(&definitions).map(String::as_str);
+    let get = ["get", "--ignore-not-found", "-o", "name"];
+    let found = kubectl.ok(&get.into_iter().chain(names).collect::<Vec<_>>())?;
+    ensure!(
+        found.trim().is_empty(),
+        "the current cluster has a Palisade, or a namespace of the same name, that was not installed from here, and what is installed from here is removed in the end: use a cluster without\n{found}"
+    );
+    let (label, value) = OURS;
+    kubectl.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {OPERATOR_NAMESPACE}\n  labels: {{ {label}: {value} }}\n"
+    ))
+}
+
+/// Which programs are in the images, in a few characters each.
+#[derive(Debug, PartialEq, Eq)]
+struct Images {
+    broker: String,
+    operator: String,
+}
+
+impl Images {
+    const BROKER: &str = "palisade.dev/broker-image";
+    const OPERATOR: &str = "palisade.dev/operator-image";
+
+    /// Those that the pods of the cluster were started with last, as was noted then.
+    fn running(kubectl: &Kubectl) -> Result<Option<Self>> {
+        let get = ["get", "namespace", OPERATOR_NAMESPACE];
+        let text = kubectl.ok(&[&get[..], &["--ignore-not-found", "-o", "json"]].concat())?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        let namespace: Value = serde_json::from_str(&text).context("kubectl printed no JSON")?;
+        let noted = |name: &str| {
+            let value = namespace["metadata"]["annotations"][name].as_str();
+            value.unwrap_or_default().to_owned()
+        };
+        Ok(Some(Self {
+            broker: noted(Self::BROKER),
+            operator: noted(Self::OPERATOR),
+        }))
+    }
+
+    fn note(&self, kubectl: &Kubectl) -> Result<()> {
+        let (broker, operator) = (
+            format!("{}={}", Self::BROKER, self.broker),
+            format!("{}={}", Self::OPERATOR, self.operator),
+        );
+        let annotate = ["annotate", "--overwrite", "namespace", OPERATOR_NAMESPACE];
+        kubectl
+            .ok(&[&annotate[..], &[broker.as_str(), operator.as_str()]].concat())
+            .map(drop)
+    }
+}
+
+/// Has pods started anew, on the image that was just loaded.
+fn restart(kubectl: &Kubectl, namespace: &str, kind: &str) -> Result<()> {
+    let names = kubectl.ok(&["-n", namespace, "get", kind, "-o", "name"])?;
+    for name in names.lines() {
+        say(format_args!("restarting {name} on the new image"));
+        kubectl.ok(&["-n", namespace, "rollout", "restart", name])?;
+        let status = ["-n", namespace, "rollout", "status", name, "--timeout=240s"];
+        kubectl.ok(&status)?;
+    }
+    Ok(())
 }
 
 /// Makes an image of a program.
 type Builder = fn(&Path) -> Result<Image, ClusterError>;
 
 /// Builds the images that are not there yet for these programs, and loads them into every node.
-fn load_images(site: &Site) -> Result<()> {
+fn load_images(site: &Site) -> Result<Images> {
     let directory = cache()?.join("images");
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
@@ -71,7 +172,10 @@ fn load_images(site: &Site) -> Result<()> {
         say(format_args!("loading the image palisade/{name}:dev"));
         site.load(&archive)?;
     }
-    Ok(())
+    Ok(Images {
+        broker: short_hash(BROKER_IMAGE, &broker)?,
+        operator: short_hash(OPERATOR_IMAGE, &operator)?,
+    })
 }
 
 /// What a program's image is, its name included, in a few characters.
@@ -104,7 +208,6 @@ fn forget_older(directory: &Path, name: &str) -> Result<()> {
 
 fn install_chart(site: &Site) -> Result<()> {
     let kubectl = site.kubectl();
-    let before = operator_images(kubectl);
     say("installing the Helm chart");
     let chart = repository().join("charts/palisade");
     let mut helm = site.helm()?;
@@ -119,27 +222,8 @@ fn install_chart(site: &Site) -> Result<()> {
     ]);
     run(&mut helm, b"", LIMIT)?
         .success()
-        .map_err(|error| error.context(described(kubectl, OPERATOR_NAMESPACE)))?;
-    // The tag of a development image does not change with what is in it.
-    if before.is_some() && site.takes_images() {
-        say("restarting the operator on the image that was just loaded");
-        kubectl.ok(&["-n", OPERATOR_NAMESPACE, "rollout", "restart", "deployment"])?;
-        kubectl.ok(&[
-            "-n",
-            OPERATOR_NAMESPACE,
-            "rollout",
-            "status",
-            "deployment",
-            "--timeout=120s",
-        ])?;
-    }
-    Ok(())
-}
-
-/// The operator's deployments, when the chart was installed before.
-fn operator_images(kubectl: &Kubectl) -> Option<String> {
-    let get = ["-n", OPERATOR_NAMESPACE, "get", "deployment", "-o", "name"];
-    kubectl.ok(&get).ok().filter(|text| !text.trim().is_empty())
+        .map_err(|error| error.context(described(kubectl, OPERATOR_NAMESPACE)))
+        .map(drop)
 }
 
 fn apply_example(site: &Site) -> Result<()> {
@@ -193,12 +277,16 @@ fn described(kubectl: &Kubectl, namespace: &str) -> String {
     text
 }
 
-/// Takes the example, the chart and the definitions out of a cluster that was not started here.
+/// Takes the example, the chart and the definitions out of a cluster that was not started here, if they were installed from here.
 ///
 /// # Errors
 /// When something cannot be removed.
 pub fn remove_objects(site: &Site) -> Result<()> {
     let kubectl = site.kubectl();
+    if !is_ours(kubectl)? {
+        say("nothing on the current cluster was installed from here");
+        return Ok(());
+    }
     say("removing the example");
     kubectl.ok(&[
         "delete",

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     ClientPod, ClientPodSpec, Kubectl, NAMESPACE, Shown,
-    client::MOUNT,
+    client::{IDLE, MOUNT},
     shows::{TOPIC, run_id},
 };
 use crate::{progress::say, tools::wait_until};
@@ -237,6 +237,14 @@ pub fn both_authorities_are_replaced(kubectl: &Kubectl) -> Result<Shown> {
         ));
         Rotation::start(kubectl, &format!("demo-{id}-{name}"), target)?.finish()?;
     }
+    // A client with the new Secret. It starts while the producer ends and its records are read.
+    let fresh = ClientPodSpec {
+        name: "demo-fresh-client-1",
+        secret: Some("client-1"),
+        admitted: true,
+        script: IDLE,
+    };
+    let fresh = ClientPod::create(kubectl, &fresh)?;
     let count = producer.finish(kubectl)?;
     ensure!(
         broker_pods(kubectl)? == brokers,
@@ -251,7 +259,7 @@ pub fn both_authorities_are_replaced(kubectl: &Kubectl) -> Result<Shown> {
         secret_value(kubectl, "client-1", "user.crt")? != certificate,
         "client-1 still has its old certificate"
     );
-    let fresh = ClientPod::start(kubectl, "demo-fresh-client-1", Some("client-1"), true)?;
+    fresh.ready()?;
     fresh
         .kcat(40, Some("echo fresh"), &format!("-P -t {TOPIC}"))?
         .success()?;

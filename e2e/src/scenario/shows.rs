@@ -1,16 +1,20 @@
 //! The claims about access, one function each. Each looks at what the clients and the brokers said, and fails with all of it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
-use super::{ClientPod, ClientPodSpec, KINDS, Kubectl, NAMESPACE, Shown, client::MOUNT};
+use super::{
+    ClientPod, ClientPodSpec, KINDS, Kubectl, NAMESPACE, Shown,
+    client::{IDLE, MOUNT},
+};
 use crate::tools::wait_until;
 
 /// The topic of the classic case.
 pub(super) const TOPIC: &str = "user-events";
-/// A pod that only waits to be told what to do.
-const IDLE: &str = "trap exit TERM; while :; do sleep 1; done";
 /// How many records of a kibibyte are sent: about what the quota of client-1 lets through in eight seconds, on three brokers.
 const FLOOD_RECORDS: u32 = 24_000;
 
@@ -129,16 +133,14 @@ impl People {
             "mallory read {}",
             read.stdout
         );
-        let said = write
-            .text()
+        let text = write.text();
+        let said = text
             .lines()
             .find(|line| line.contains("authorization failed"))
-            .unwrap_or_default()
-            .trim()
-            .to_owned();
+            .unwrap_or_default();
         Ok(Shown {
             claim: "mallory is refused",
-            evidence: format!("write and read: {said}"),
+            evidence: format!("write and read: {}", core(said)),
         })
     }
 
@@ -166,7 +168,7 @@ impl People {
             .find(|line| {
                 line.contains("Disconnected") || line.contains("closed") || line.contains("ERROR")
             })
-            .map_or_else(|| "no answer".to_owned(), |line| last_part(line).to_owned());
+            .map_or_else(|| "no answer".to_owned(), |line| core(line).to_owned());
         Ok(Shown {
             claim: "plaintext is refused",
             evidence: said,
@@ -179,19 +181,19 @@ impl People {
     /// When the policy does not cut it, or something else does.
     pub fn network_policy_cuts_the_outsider(&self) -> Result<Shown> {
         let pod = "pod/demo-outsider";
-        let cut = self.outsider.kcat(
-            30,
-            None,
-            "-L -m 6 -X socket.connection.setup.timeout.ms=3000",
-        )?;
-        ensure!(cut.status != 0, "the outsider was served:\n{}", cut.text());
+        let list = "-L -m 6 -X socket.connection.setup.timeout.ms=3000";
         let reach = format!(
             "B=$(sed -n s/^bootstrap.servers=//p {MOUNT}/librdkafka.conf); nc -w 4 ${{B%:*}} ${{B##*:}} -e true"
         );
-        ensure!(
-            self.outsider.shell(15, &reach)?.status != 0,
-            "the outsider reached the port"
-        );
+        // Both wait until their time is up.
+        let (cut, reached) = thread::scope(|threads| {
+            let cut = threads.spawn(|| self.outsider.kcat(30, None, list));
+            let reached = self.outsider.shell(15, &reach);
+            (cut.join(), reached)
+        });
+        let cut = cut.map_err(|_| anyhow!("the thread of the outsider's kcat panicked"))??;
+        ensure!(cut.status != 0, "the outsider was served:\n{}", cut.text());
+        ensure!(reached?.status != 0, "the outsider reached the port");
         self.kubectl.ok(&[
             "-n",
             NAMESPACE,
@@ -303,9 +305,16 @@ pub(super) fn run_id() -> String {
     format!("run-{}", now.as_millis())
 }
 
-/// What a line of librdkafka says after its addresses.
-fn last_part(line: &str) -> &str {
-    line.rsplit("]: ").next().unwrap_or(line).trim()
+/// What a line of kcat or librdkafka says: without kcat's mark, the thread and the broker's address in front, and without the guesses and times behind.
+fn core(line: &str) -> &str {
+    let said = line.rsplit("]: ").next().unwrap_or(line).trim();
+    let said = said.strip_prefix("% ").unwrap_or(said);
+    let said = match said.split_once(": ") {
+        Some((address, rest)) if address.contains('/') && !address.contains(' ') => rest,
+        _ => said,
+    };
+    let said = said.split(" (").next().unwrap_or(said);
+    said.strip_suffix(" configuration").unwrap_or(said)
 }
 
 #[cfg(test)]
@@ -316,5 +325,25 @@ mod tests {
     fn waits_are_read_from_what_kcat_prints() {
         let log = "% Broker localhost:9093/0 (0) throttled request for 1200ms\nx\n% Broker b (0) throttled request for 0ms\n";
         assert_eq!(throttled(log), [1200]);
+    }
+
+    #[test]
+    fn the_core_of_a_line_has_no_mark_address_or_time() {
+        for (line, expected) in [
+            (
+                "% Delivery failed for message: Broker: Topic authorization failed",
+                "Delivery failed for message: Broker: Topic authorization failed",
+            ),
+            (
+                "%3|1760000000.123|FAIL|rdkafka#producer-1| [thrd:events-bootstrap.messaging.svc:9093/bootstrap]: \
+                 events-bootstrap.messaging.svc:9093/bootstrap: Disconnected while requesting ApiVersion: \
+                 might be caused by incorrect security.protocol configuration (connecting to a SSL listener?) \
+                 or broker version is < 0.10 (see api.version.request) (after 0ms in state APIVERSION_QUERY)",
+                "Disconnected while requesting ApiVersion: might be caused by incorrect security.protocol",
+            ),
+            ("something else", "something else"),
+        ] {
+            assert_eq!(core(line), expected);
+        }
     }
 }

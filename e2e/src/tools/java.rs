@@ -22,6 +22,8 @@ const RUNNER: &str = include_str!("../../kafka/ToolRunner.java");
 
 /// How long a tool may take.
 const LIMIT: Duration = Duration::from_secs(60);
+/// The status of a tool that did not end within its time. Its thread goes on.
+const TIMED_OUT: i32 = 124;
 /// Bounds the memory of a JVM and its start: these programs live for seconds.
 const JVM_OPTIONS: [&str; 5] = [
     "-Xmx384m",
@@ -76,6 +78,8 @@ pub struct Java {
     child: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
+    /// Whether a call was begun and not answered in full, or its tool is still running after its time and would meddle with the next call.
+    broken: bool,
 }
 
 impl Java {
@@ -116,12 +120,19 @@ impl Java {
 
     fn start() -> Result<Self> {
         let files = own_directory()?;
-        let mut child = Command::new("java")
+        let mut command = Command::new("java");
+        command
             .args(JVM_OPTIONS)
             .arg(temporary_files(&files))
             .arg("-cp")
             .arg(class_path()?)
-            .arg("ToolRunner")
+            .arg("ToolRunner");
+        Self::run(&mut command)
+    }
+
+    /// Starts what takes requests and gives answers.
+    fn run(command: &mut Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -132,6 +143,7 @@ impl Java {
             child,
             requests,
             answers: BufReader::new(answers),
+            broken: false,
         })
     }
 
@@ -184,11 +196,16 @@ impl Java {
         input: &[u8],
         limit: Duration,
     ) -> Result<Outcome> {
+        if self.broken {
+            // The old one is killed with its value.
+            *self = Self::start()?;
+        }
         let mut line = format!("{class} {} {}", limit.as_millis(), encode(input));
         for argument in arguments {
             let _ = write!(line, " {}", encode(argument.as_bytes()));
         }
         line.push('\n');
+        self.broken = true;
         self.requests
             .write_all(line.as_bytes())
             .context("the JVM of the tools has ended")?;
@@ -203,14 +220,16 @@ impl Java {
             bail!("the JVM of the tools ended while it ran {class} {arguments:?}");
         };
         let name = class.rsplit('.').next().unwrap_or(class);
-        Ok(Outcome {
+        let outcome = Outcome {
             what: format!("{name} {}", arguments.join(" ")),
             status: status
                 .parse()
                 .context("the tool's exit status is no number")?,
             stdout: decode(stdout)?,
             stderr: decode(stderr)?,
-        })
+        };
+        self.broken = outcome.status == TIMED_OUT;
+        Ok(outcome)
     }
 }
 
@@ -221,7 +240,7 @@ impl Drop for Java {
     }
 }
 
-/// A JVM that goes back to the others when dropped, unless the test failed: what it was doing then is unknown.
+/// A JVM that goes back to the others when dropped, unless its last call was not answered in full or took too long: what such a JVM is doing is unknown.
 #[derive(Debug)]
 pub struct Lease(Option<Java>);
 
@@ -248,7 +267,7 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(java) = self.0.take()
-            && !std::thread::panicking()
+            && !java.broken
         {
             IDLE.lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -368,4 +387,39 @@ fn decode(field: &str) -> Result<String> {
         .decode(field)
         .context("the answer of the JVM is not base64")?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// A shell that answers one request in a JVM's place.
+    fn answering(answer: &str) -> Java {
+        let script = format!("read -r request; {answer}");
+        Java::run(Command::new("sh").args(["-c", &script])).unwrap()
+    }
+
+    /// Whether the JVM is used again after a call that was answered like this.
+    fn is_used_again(answer: &str) -> bool {
+        let mut lease = Lease(Some(answering(answer)));
+        let id = lease.child.id();
+        let _ = lease.call("a.Tool", &[], b"", LIMIT);
+        drop(lease);
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = idle.len();
+        idle.retain(|java| java.child.id() != id);
+        idle.len() < before
+    }
+
+    #[test]
+    fn a_jvm_is_used_again_only_after_a_complete_answer() {
+        assert!(is_used_again("echo 0 - -"));
+        // A tool that fails is no fault of the JVM.
+        assert!(is_used_again("echo 1 - -"));
+        assert!(!is_used_again("echo 124 - -"));
+        assert!(!is_used_again("echo 0 -"));
+        assert!(!is_used_again("echo 0 - %"));
+        assert!(!is_used_again("true"));
+    }
 }

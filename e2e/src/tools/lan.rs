@@ -24,6 +24,8 @@ use crate::{
 /// The second bytes of addresses that may be tried; those of the built-in Kubernetes are lower.
 const NUMBERS: std::ops::Range<u8> = 200..250;
 const PROGRAMS: [&str; 4] = ["ip", "iptables", "nsenter", "unshare"];
+/// What the names of our namespaces begin with; the id of the process follows that made them.
+const PREFIX: &str = "palisade-lan-";
 
 /// A namespace for each broker, numbered from 0, and this machine, on one bridge.
 #[derive(Debug)]
@@ -42,9 +44,10 @@ impl Lan {
         if let Err(inability) = check() {
             return Ok(Err(inability));
         }
+        sweep()?;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
-            "palisade-lan-{}-{}",
+            "{PREFIX}{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
@@ -176,6 +179,27 @@ impl Drop for Lan {
     }
 }
 
+/// Removes the networks of processes that were killed before they could.
+fn sweep() -> Result<()> {
+    let listed = run(Command::new("ip").args(["netns", "list"]))?;
+    for name in listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+    {
+        if owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another sweep may be at it too.
+            let _ = delete(name);
+        }
+    }
+    Ok(())
+}
+
+/// The process that made a namespace, if it is one of ours.
+fn owner(namespace: &str) -> Option<u32> {
+    let rest = namespace.strip_prefix(PREFIX)?;
+    rest.split('-').next()?.parse().ok()
+}
+
 fn port(id: usize) -> String {
     format!("broker-{id}")
 }
@@ -196,4 +220,18 @@ fn check() -> Result<(), Inability> {
         .map_err(|error| Inability::NoNamespaces {
             detail: error.to_string(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_tells_which_process_made_it() {
+        assert_eq!(owner("palisade-lan-4711-0"), Some(4711));
+        assert_eq!(owner("palisade-lan-4711-12.2"), Some(4711));
+        for other in ["palisade.demo", "palisade-lan-x-0", "palisade-lan-"] {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
 }

@@ -71,8 +71,26 @@ fn a_drained_broker_leaves_nothing_behind() -> Result<()> {
         |java: &mut Java| java.tool(tool::CLUSTER, &admin, &["unregister", "--id", "3"]);
     unregister(&mut java)?.refused("drain it first")?;
 
+    // A topic that needs all four brokers keeps them for as long as it lives, and not longer.
+    let wide = |java: &mut Java, change: &[&str]| {
+        java.tool(
+            tool::TOPICS,
+            &admin,
+            &[change, &["--topic", "wide"]].concat(),
+        )
+    };
+    let four = ["--create", "--partitions", "4", "--replication-factor", "4"];
+    wide(&mut java, &four)?.success()?;
+    let shards = cluster.status(0)?.shards.len();
+    drain(&mut java, &admin, "3", true)?
+        .refused("3 broker(s) would be left, and there are shards of replication factor 4")?;
+    wide(&mut java, &["--delete"])?.success()?;
     drain(&mut java, &admin, "3", true)?.success()?;
     is_drained(&cluster, added)?;
+    for id in 0..3 {
+        let left = cluster.status(id)?.shards.len();
+        ensure!(left < shards, "broker {id} still has {left} shards");
+    }
     let shown = ["--describe", "--entity-type", "brokers", "--entity-name"];
     java.tool(tool::CONFIGS, &admin, &[&shown[..], &["3"]].concat())?
         .success()?

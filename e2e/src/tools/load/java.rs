@@ -1,22 +1,30 @@
 //! Apache Kafka's own producer.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Acknowledged, Stored, goes_on, longest_stall};
+use super::{Acknowledged, Stored, longest_stall, reaches};
 use crate::{
     progress::say,
-    tools::{Access, Background, Cluster, Java, tool},
+    tools::{Access, Background, Cluster, Java, Tally, tool},
 };
 
 /// A request that a dead network swallows is given up after this time, so that a test need not wait for Kafka's thirty seconds.
 const SETTINGS: &str = "retries=2147483647\nenable.idempotence=true\ndelivery.timeout.ms=120000\nrequest.timeout.ms=4000\nlinger.ms=2\n";
 
+/// How it reports an acknowledgement.
+const SUCCESS: &str = "producer_send_success";
+
 /// Kafka's verifiable producer: 2000 records a second, every acknowledgement reported.
 #[derive(Debug)]
 pub struct JavaProducer {
     process: Background,
+    acknowledgements: Mutex<Tally>,
     topic: &'static str,
 }
 
@@ -38,7 +46,11 @@ impl JavaProducer {
         let log = cluster.scratch().join(format!("{topic}.log"));
         let arguments = ["--topic", topic, "--throughput", "2000", "--acks", "-1"];
         let process = Java::background(tool::VERIFIABLE_PRODUCER, &access, &arguments, &log)?;
-        Ok(Self { process, topic })
+        Ok(Self {
+            process,
+            acknowledgements: Mutex::new(Tally::new(&log, SUCCESS)),
+            topic,
+        })
     }
 
     /// Waits for this many more acknowledgements.
@@ -46,8 +58,27 @@ impl JavaProducer {
     /// # Errors
     /// When they do not come.
     pub fn goes_on(&self, more: usize) -> Result<()> {
-        let count = || self.process.log().matches("producer_send_success").count();
-        goes_on(more, count).with_context(|| format!("the Java producer to {}", self.topic))
+        self.reaches(self.count()? + more)
+    }
+
+    /// How many records are acknowledged by now.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn count(&self) -> Result<usize> {
+        self.acknowledgements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count()
+    }
+
+    /// Waits until so many are acknowledged in all.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn reaches(&self, count: usize) -> Result<()> {
+        reaches(count, || self.count())
+            .with_context(|| format!("the Java producer to {}", self.topic))
     }
 
     /// Ends it.
@@ -100,7 +131,7 @@ impl JavaProducer {
     }
 
     fn acknowledged(&self) -> Result<Vec<Acknowledged>> {
-        let events = self.events("producer_send_success");
+        let events = self.events(SUCCESS);
         let told = events.iter().map(|event| {
             let number = |name: &str| event[name].as_i64();
             Some(Acknowledged {

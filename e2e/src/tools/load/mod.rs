@@ -38,12 +38,11 @@ fn now() -> i64 {
     now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// Waits until `more` have been counted than now.
-fn goes_on(more: usize, count: impl Fn() -> usize) -> Result<()> {
-    let before = count();
+/// Waits until so many have been counted.
+fn reaches(wanted: usize, mut count: impl FnMut() -> Result<usize>) -> Result<()> {
     wait_until("records are acknowledged", PATIENCE, || {
-        let now = count();
-        ensure!(now >= before + more, "{} of {more}", now - before);
+        let now = count()?;
+        ensure!(now >= wanted, "{now} of {wanted}");
         Ok(())
     })
 }

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Acknowledged, PATIENCE, Stored, goes_on, longest_stall, now};
+use super::{Acknowledged, PATIENCE, Stored, longest_stall, now, reaches};
 use crate::{
     progress::say,
     tools::{Access, Kcat, wait_until},
@@ -102,7 +102,21 @@ impl RdkafkaProducer {
     /// # Errors
     /// When they do not come, with what kcat said.
     pub fn goes_on(&self, more: usize) -> Result<()> {
-        goes_on(more, || lock(&self.shared.acknowledged).len()).with_context(|| self.describe())
+        self.reaches(self.count() + more)
+    }
+
+    /// How many records are acknowledged by now.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        lock(&self.shared.acknowledged).len()
+    }
+
+    /// Waits until so many are acknowledged in all.
+    ///
+    /// # Errors
+    /// When they are not, with what kcat said.
+    pub fn reaches(&self, count: usize) -> Result<()> {
+        reaches(count, || Ok(self.count())).with_context(|| self.describe())
     }
 
     /// Waits until a broker acknowledges something again.
@@ -111,7 +125,7 @@ impl RdkafkaProducer {
     /// When it does not, with what kcat said.
     pub fn hears_from(&self, broker: usize) -> Result<()> {
         let since = now();
-        goes_on(1, || self.told_by(broker, since)).with_context(|| self.describe())
+        reaches(1, || Ok(self.told_by(broker, since))).with_context(|| self.describe())
     }
 
     /// How many records this broker has acknowledged since then, ms since 1970.
