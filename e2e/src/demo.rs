@@ -42,7 +42,8 @@ pub fn run(name: &str) -> Result<()> {
 pub fn stop(name: &str) -> Result<()> {
     let selection = Selection::from_environment()?;
     if selection == Selection::Current {
-        scenario::remove_objects(&Site::up(selection, name)?)?;
+        // The cluster itself stays.
+        return scenario::remove_objects(&Site::up(selection, name)?);
     }
     Target::remove(selection, name)?;
     say("the demo is gone: no process, namespace, mount or file of its cluster is left");

@@ -315,7 +315,9 @@ pub fn remove_objects(site: &Site) -> Result<()> {
             "--ignore-not-found",
             "--timeout=120s",
         ])
-        .map(drop)
+        .map(drop)?;
+    say("what was installed from here is gone");
+    Ok(())
 }
 
 /// The root of the repository.
