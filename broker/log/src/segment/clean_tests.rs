@@ -1,7 +1,7 @@
 //! Files that move to another KEK.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use palisade_seal::{DirectoryProvider, FileKeys, KekId};
@@ -16,6 +16,26 @@ const ROLLING: Rolling = Rolling {
     bytes: 2048,
     age_ms: i64::MAX,
 };
+
+fn place_in(dir: &Path) -> PartitionPlace {
+    PartitionPlace {
+        dir: dir.join("p"),
+        topic: TopicId::random(),
+        partition: PartitionIndex(0),
+    }
+}
+
+/// Adds a key, under its own name or another, and makes it the current one.
+fn rotate(kek: &Path, provider: &DirectoryProvider, name: Option<&str>) -> KekId {
+    let other = tempfile::tempdir().unwrap();
+    let made = DirectoryProvider::create(other.path()).unwrap().ids()[0].clone();
+    let name = name.unwrap_or(made.as_str());
+    let from = other.path().join(format!("{made}.key"));
+    fs::copy(from, kek.join(format!("{name}.key"))).unwrap();
+    fs::write(kek.join("current"), name).unwrap();
+    provider.reload().unwrap();
+    KekId::new(name).unwrap()
+}
 
 fn append(log: &PartitionLog, base: i64) {
     let meta = FrameMeta {
@@ -51,11 +71,7 @@ fn a_segment_that_no_key_opens_needs_none() {
     let provider = Arc::new(DirectoryProvider::create(dir.path().join("kek")).unwrap());
     let kek = provider.ids()[0].clone();
     let keys = Arc::new(FileKeys::new(provider));
-    let place = PartitionPlace {
-        dir: dir.path().join("p"),
-        topic: TopicId::random(),
-        partition: PartitionIndex(0),
-    };
+    let place = place_in(dir.path());
     let open = |state: &PartitionState| {
         let (place, keys) = (place.clone(), Arc::clone(&keys));
         PartitionLog::open(place, state, Arc::new(FaultFs::new()), keys).unwrap()
@@ -91,11 +107,7 @@ fn an_old_kek_can_be_removed_once_everything_is_wrapped_anew() {
         } else {
             format!("{name:x<width$}", width = old.as_str().len())
         };
-        let place = PartitionPlace {
-            dir: dir.path().join("p"),
-            topic: TopicId::random(),
-            partition: PartitionIndex(0),
-        };
+        let place = place_in(dir.path());
         let open = |state: &PartitionState, provider: Arc<DirectoryProvider>| {
             let keys = Arc::new(FileKeys::new(provider));
             PartitionLog::open(place.clone(), state, Arc::new(FaultFs::new()), keys).unwrap()
@@ -107,16 +119,7 @@ fn an_old_kek_can_be_removed_once_everything_is_wrapped_anew() {
         assert_eq!(files_under(&log), (vec![(old.clone(), files)], 0));
         let before = read_all(&log);
 
-        let other = tempfile::tempdir().unwrap();
-        let new = DirectoryProvider::create(other.path()).unwrap().ids()[0].clone();
-        fs::copy(
-            other.path().join(format!("{new}.key")),
-            kek.join(format!("{name}.key")),
-        )
-        .unwrap();
-        fs::write(kek.join("current"), &name).unwrap();
-        provider.reload().unwrap();
-        let name = KekId::new(name).unwrap();
+        let name = rotate(&kek, &provider, Some(&name));
         let (left, bytes) = log.rewrap().unwrap();
         assert_eq!((left > 0, bytes > 0), (copied, copied));
         let under = files_under(&log);
@@ -151,11 +154,7 @@ fn an_old_kek_can_be_removed_once_everything_is_wrapped_anew() {
 fn only_one_rewriting_of_a_log_is_under_way() {
     let dir = tempfile::tempdir().unwrap();
     let provider = DirectoryProvider::create(dir.path().join("kek")).unwrap();
-    let place = PartitionPlace {
-        dir: dir.path().join("p"),
-        topic: TopicId::random(),
-        partition: PartitionIndex(0),
-    };
+    let place = place_in(dir.path());
     let keys = Arc::new(FileKeys::new(Arc::new(provider)));
     let fs = Arc::new(FaultFs::new());
     let log = PartitionLog::open(place, &PartitionState::default(), fs, keys).unwrap();
@@ -186,11 +185,7 @@ fn a_segment_that_was_begun_before_the_kek_changed_takes_its_place_under_the_new
     let kek = dir.path().join("kek");
     let provider = Arc::new(DirectoryProvider::create(&kek).unwrap());
     let old = provider.ids()[0].clone();
-    let place = PartitionPlace {
-        dir: dir.path().join("p"),
-        topic: TopicId::random(),
-        partition: PartitionIndex(0),
-    };
+    let place = place_in(dir.path());
     let keys = Arc::new(FileKeys::new(provider.clone()));
     let fs = Arc::new(FaultFs::new());
     let log = PartitionLog::open(place, &PartitionState::default(), fs, keys).unwrap();
@@ -236,11 +231,7 @@ fn a_header_whose_sync_has_failed_is_written_again() {
     let kek = dir.path().join("kek");
     let provider = Arc::new(DirectoryProvider::create(&kek).unwrap());
     let old = provider.ids()[0].clone();
-    let place = PartitionPlace {
-        dir: dir.path().join("p"),
-        topic: TopicId::random(),
-        partition: PartitionIndex(0),
-    };
+    let place = place_in(dir.path());
     let disk = FaultFs::new();
     let open = |state: &PartitionState, provider: Arc<DirectoryProvider>| {
         let keys = Arc::new(FileKeys::new(provider));
@@ -251,12 +242,7 @@ fn a_header_whose_sync_has_failed_is_written_again() {
     log.sync(ROLLING, 0).unwrap();
     let (state, before) = (log.state(), read_all(&log));
 
-    let other = tempfile::tempdir().unwrap();
-    let new = DirectoryProvider::create(other.path()).unwrap().ids()[0].clone();
-    let file = format!("{new}.key");
-    fs::copy(other.path().join(&file), kek.join(&file)).unwrap();
-    fs::write(kek.join("current"), new.as_str()).unwrap();
-    provider.reload().unwrap();
+    let new = rotate(&kek, &provider, None);
     disk.fail_syncs(true);
     assert!(matches!(log.rewrap(), Err(LogError::Io { .. })));
     disk.fail_syncs(false);
