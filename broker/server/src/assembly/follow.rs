@@ -17,6 +17,8 @@ const FILES: Duration = Duration::from_millis(500);
 /// How often it is looked whether the log of the metadata has gone on since their last checkpoint: until there is another it holds on to the write-ahead log, with
 /// everything that the data shards have written since.
 const CHECKPOINTS: Duration = Duration::from_secs(2);
+/// After one that failed, as on a full disk, the next one is not tried earlier.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// Checkpoints of large metadata take no more than one part in so many of the time.
 const CHECKPOINT_SHARE: u32 = 50;
 /// How often offsets are looked through for ones that have expired.
@@ -171,6 +173,7 @@ pub(super) async fn checkpoints(broker: Arc<Broker>, stopping: CancellationToken
         let begun = Instant::now();
         if let Err(error) = metadata.checkpoint().await {
             warn!(%error, "cannot checkpoint the metadata; the write-ahead log keeps them");
+            pause = AFTER_FAILURE;
         }
         pause = pause.max(begun.elapsed().saturating_mul(CHECKPOINT_SHARE));
     }
