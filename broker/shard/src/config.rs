@@ -67,9 +67,9 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// A heartbeat every 100 ms, an election after 500 to 1000 ms without one, two minutes for a change of members.
+    /// A heartbeat every 150 ms, an election after 500 to 1000 ms without one, two minutes for a change of members.
     pub const DEFAULT: Self = Self {
-        heartbeat: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(150),
         election_min: Duration::from_millis(500),
         election_max: Duration::from_millis(1000),
         change: Duration::from_secs(120),
@@ -106,7 +106,7 @@ pub(crate) fn engine_config(config: &ShardConfig) -> Result<Config, String> {
         cluster_name: format!("shard-{}", config.id),
         heartbeat_interval: heartbeat,
         // Entries show that the leader is there as well as a heartbeat does.
-        heartbeat_min_interval: Some(heartbeat / 2),
+        heartbeat_min_interval: Some(heartbeat / 3),
         election_timeout_min: shortest,
         election_timeout_max: lease,
         // A replica that was cut off asks whether it would be elected before it makes others vote.

@@ -248,7 +248,7 @@ pub(crate) async fn replace<S: StateMachine>(
         return;
     }
     let turn = turn(&voters, me, gone);
-    let step = timing.heartbeat / 2;
+    let step = timing.heartbeat / 3;
     let mut delay = Duration::from_millis(10) + step * turn;
     for _ in 0..3 {
         tokio::time::sleep(delay).await;

@@ -72,11 +72,23 @@ pub(crate) fn next_number() -> Option<u64> {
     Some(mixed ^ (mixed >> 31))
 }
 
-/// What deadlines are rounded up to.
-const GRID: Duration = Duration::from_millis(10);
+/// What deadlines are rounded up to: the time between two looks of the engine at its timers (13/64 of a heartbeat of 150 ms), so that all shards look at once.
+const GRID: Duration = Duration::from_millis(30);
+/// What is due as soon as this is due now. The engine hands on what it has written a microsecond later when something else was written meanwhile; of that a timer
+/// would make a millisecond, and the grid many.
+const NOW: Duration = Duration::from_micros(20);
 static ORIGIN: OnceLock<Moment> = OnceLock::new();
 
 type Moment = <TokioRuntime as AsyncRuntime>::Instant;
+
+/// When to wake up for a deadline: at once, or at the next step of the grid.
+fn wake(deadline: Moment, now: Moment, origin: Moment) -> Moment {
+    match deadline <= now + NOW {
+        // Long past, so that no timer takes it for the future.
+        true => now - Duration::from_secs(1),
+        false => on_grid(deadline, origin),
+    }
+}
 
 /// The first moment from `deadline` on that is a whole number of steps of the grid after `origin`, to the microsecond.
 fn on_grid(deadline: Moment, origin: Moment) -> Moment {
@@ -156,7 +168,7 @@ impl AsyncRuntime for Runtime {
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
         TokioRuntime::sleep_until(match SEED.get() {
             Some(_) => deadline,
-            None => on_grid(deadline, *ORIGIN.get_or_init(Moment::now)),
+            None => wake(deadline, Moment::now(), *ORIGIN.get_or_init(Moment::now)),
         })
     }
 
@@ -217,11 +229,23 @@ mod tests {
     fn deadlines_are_put_off_to_the_next_step_and_no_further() {
         let origin = Moment::now();
         let at = |micros| origin + Duration::from_micros(micros);
-        for (deadline, expected) in [(0, 0), (1, 10_000), (10_000, 10_000), (25_300, 30_000)] {
+        for (deadline, expected) in [(0, 0), (1, 30_000), (30_000, 30_000), (35_300, 60_000)] {
             assert_eq!(on_grid(at(deadline), origin), at(expected), "{deadline}");
         }
         let before = origin - Duration::from_millis(1);
         assert_eq!(on_grid(before, origin), before);
+    }
+
+    #[test]
+    fn what_is_due_now_is_not_put_off() {
+        let origin = Moment::now();
+        let now = origin + Duration::from_millis(40);
+        let soon = now + Duration::from_micros(1);
+        for deadline in [origin, now, soon] {
+            assert!(wake(deadline, now, origin) < now);
+        }
+        let later = now + Duration::from_millis(1);
+        assert_eq!(wake(later, now, origin), origin + Duration::from_millis(60));
     }
 
     #[test]
