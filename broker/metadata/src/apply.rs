@@ -53,7 +53,7 @@ impl Image {
                 incarnation,
                 rack,
                 endpoints,
-            } => self.register_broker(id, incarnation, rack, endpoints),
+            } => self.register_broker(id, incarnation, rack, endpoints, None),
             C::UnregisterBroker { id } => self.unregister_broker(id),
             C::SetDraining { id, draining } => self.set_draining(id, draining),
             C::CreatePool {
@@ -105,6 +105,13 @@ impl Image {
             C::AddTopicKey { id, version, key } => self.add_topic_key(id, version, key),
             C::RetirePool { replication_factor } => self.retire_pool(replication_factor),
             C::ShardSettled { shard, generation } => self.shard_settled(shard, generation),
+            C::Register {
+                id,
+                incarnation,
+                rack,
+                endpoints,
+                reads,
+            } => self.register_broker(id, incarnation, rack, endpoints, Some(reads)),
         }?;
         self.version += 1;
         Ok(response)

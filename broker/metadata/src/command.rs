@@ -18,12 +18,13 @@ use uuid::Uuid;
 
 use crate::MetadataError;
 
-/// What commands are written in that brokers of the first version know; those that add [`MetadataCommand::AddTopicKey`], [`MetadataCommand::RetirePool`] and
-/// [`MetadataCommand::ShardSettled`].
-const FORMAT: u8 = 2;
+/// What commands are written in that brokers of the first version know; those that add [`MetadataCommand::AddTopicKey`], [`MetadataCommand::RetirePool`],
+/// [`MetadataCommand::ShardSettled`] and [`MetadataCommand::Register`].
+pub(crate) const FORMAT: u8 = 2;
 const FORMAT_WITH_ADD_KEY: u8 = 3;
 const FORMAT_WITH_RETIRE_POOL: u8 = 4;
 const FORMAT_WITH_SHARD_SETTLED: u8 = 5;
+const FORMAT_WITH_REGISTER: u8 = 6;
 /// Longest command that is read: a bound for what a damaged entry can ask for, far above what requests carry.
 pub const MAX_COMMAND_BYTES: usize = 16 << 20;
 
@@ -37,7 +38,8 @@ pub enum MetadataCommand {
         /// Data shards that a new pool has for each broker.
         data_shards: u32,
     },
-    /// A broker has started; it fences an earlier incarnation of the same id and takes its place in all shards.
+    /// A broker has started; it fences an earlier incarnation of the same id and takes its place in all shards. Brokers of before format 6 register with it; such
+    /// a broker counts as one that reads format 5. Nothing registers with it now; it is in logs.
     RegisterBroker {
         /// Kafka broker id.
         id: i32,
@@ -192,6 +194,19 @@ pub enum MetadataCommand {
         /// Its generation as the proposer knows it.
         generation: u32,
     },
+    /// As [`MetadataCommand::RegisterBroker`], and says up to which format this broker reads commands. Since format 6.
+    Register {
+        /// Kafka broker id.
+        id: i32,
+        /// A fresh id for each data directory.
+        incarnation: Uuid,
+        /// Where it stands.
+        rack: Option<String>,
+        /// How it is reached.
+        endpoints: Vec<BrokerEndpoint>,
+        /// Its [`MetadataCommand::NEWEST_FORMAT`].
+        reads: u8,
+    },
 }
 
 /// One way to reach a broker.
@@ -320,18 +335,28 @@ pub enum MetadataResponse {
 }
 
 impl MetadataCommand {
+    /// The newest format of commands that this version reads, which its brokers register with.
+    pub const NEWEST_FORMAT: u8 = FORMAT_WITH_REGISTER;
+    /// What a broker reads that has not said it.
+    pub(crate) const UNSAID_FORMAT: u8 = FORMAT_WITH_SHARD_SETTLED;
+
+    /// The format it is written in: the first one that has it.
+    pub(crate) const fn format(&self) -> u8 {
+        match self {
+            Self::AddTopicKey { .. } => FORMAT_WITH_ADD_KEY,
+            Self::RetirePool { .. } => FORMAT_WITH_RETIRE_POOL,
+            Self::ShardSettled { .. } => FORMAT_WITH_SHARD_SETTLED,
+            Self::Register { .. } => FORMAT_WITH_REGISTER,
+            _ => FORMAT,
+        }
+    }
+
     /// The command as a log entry. [`crate::Image::admit`] is what proposers call.
     ///
     /// # Errors
     /// [`MetadataError::Malformed`] when it cannot be serialised or is too large.
     pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
-        let format = match self {
-            Self::AddTopicKey { .. } => FORMAT_WITH_ADD_KEY,
-            Self::RetirePool { .. } => FORMAT_WITH_RETIRE_POOL,
-            Self::ShardSettled { .. } => FORMAT_WITH_SHARD_SETTLED,
-            _ => FORMAT,
-        };
-        let bytes = postcard::to_extend(self, vec![format])
+        let bytes = postcard::to_extend(self, vec![self.format()])
             .map_err(|error| MetadataError::Malformed(error.to_string()))?;
         if bytes.len() > MAX_COMMAND_BYTES {
             return Err(MetadataError::Malformed(format!(
@@ -353,13 +378,11 @@ impl MetadataCommand {
         }
         match bytes.split_first() {
             None => Err(malformed("it is empty".to_owned())),
-            Some((&(FORMAT..=FORMAT_WITH_SHARD_SETTLED), body)) => {
-                match postcard::take_from_bytes(body) {
-                    Ok((command, [])) => Ok(command),
-                    Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),
-                    Err(error) => Err(malformed(error.to_string())),
-                }
-            }
+            Some((FORMAT..=Self::NEWEST_FORMAT, body)) => match postcard::take_from_bytes(body) {
+                Ok((command, [])) => Ok(command),
+                Ok((_, rest)) => Err(malformed(format!("{} bytes follow its end", rest.len()))),
+                Err(error) => Err(malformed(error.to_string())),
+            },
             Some((format, _)) => Err(MetadataError::Format(*format)),
         }
     }

@@ -190,6 +190,18 @@ pub enum MetadataError {
     /// A shard of which it is known already who may form it, or of which several replicas have the data.
     #[error("shard {0} has several replicas, or its sole one may form it already")]
     NothingToSettle(ShardId),
+    /// A registered broker would stop at the command.
+    #[error(
+        "broker {broker} reads metadata commands up to format {reads}, not {format}: upgrade it, or remove it from the cluster, then try again"
+    )]
+    NotReadByAll {
+        /// The broker; the first of them when there are several.
+        broker: i32,
+        /// The format of the command.
+        format: u8,
+        /// Up to which format the broker reads commands.
+        reads: u8,
+    },
 }
 
 /// Kafka's words, which its tools' users know, and the brokers that do not count.

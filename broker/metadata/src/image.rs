@@ -16,9 +16,10 @@ use crate::{
     topic_name::collision_key,
 };
 
-/// What images are written in as long as no pool was retired, and since.
+/// What images are written in as long as no pool was retired, and since; and when brokers have said which commands they read.
 const FORMAT: u8 = 2;
 const FORMAT_WITH_RETIRED: u8 = 3;
+const FORMAT_WITH_READS: u8 = 4;
 
 /// The metadata at a moment. Sections are shared: a clone costs a few reference counts, a change copies its section.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub struct Image {
     pub next_producer_id: i64,
     /// The highest number of a shard that was given up with its pool, 0 before there was one. A shard up to here that is not in `shards` is gone for good.
     pub retired: u32,
+    /// Up to which format of commands each registered broker reads; one that is not in it: 5.
+    pub reads: Arc<BTreeMap<i32, u8>>,
 }
 
 /// A topic.
@@ -246,16 +249,15 @@ impl Image {
     /// # Errors
     /// [`MetadataError::Malformed`] when it cannot be serialised, which no image does.
     pub fn encode(&self) -> Result<Vec<u8>, MetadataError> {
-        let format = match self.retired {
-            0 => FORMAT,
-            _ => FORMAT_WITH_RETIRED,
+        let (format, unknown) = match (self.retired, self.reads.is_empty()) {
+            (0, true) => (FORMAT, 2),
+            (_, true) => (FORMAT_WITH_RETIRED, 1),
+            (_, false) => (FORMAT_WITH_READS, 0),
         };
         let mut bytes = postcard::to_extend(self, vec![format])
             .map_err(|error| MetadataError::Malformed(error.to_string()))?;
-        if format == FORMAT {
-            // The last field, one byte when it is 0, which brokers of the first version do not know.
-            bytes.pop();
-        }
+        // The last fields, one byte each when they are 0 or empty, which brokers that know the format alone do not know.
+        bytes.truncate(bytes.len().saturating_sub(unknown));
         Ok(bytes)
     }
 
@@ -274,8 +276,9 @@ impl Image {
         };
         match bytes.split_first() {
             None => Err(MetadataError::Malformed("it is empty".to_owned())),
-            Some((&FORMAT, body)) => whole(&[body, &[0]].concat()),
-            Some((&FORMAT_WITH_RETIRED, body)) => whole(body),
+            Some((&FORMAT, body)) => whole(&[body, &[0, 0]].concat()),
+            Some((&FORMAT_WITH_RETIRED, body)) => whole(&[body, &[0]].concat()),
+            Some((&FORMAT_WITH_READS, body)) => whole(body),
             Some((format, _)) => Err(MetadataError::Format(*format)),
         }
     }

@@ -4,7 +4,7 @@
 //! A change is a [`MetadataCommand`]. [`Image::admit`] checks one against the current state and encodes it as a log entry;
 //! [`Image::apply`] is what every broker does with the entries, in log order, and so must be the same function of the same
 //! input on all of them: whatever may differ between versions (which configs exist, what a value may be) is checked by
-//! `admit`, on the leader, once.
+//! `admit`, on the leader, once. Brokers say when they register which commands they read, and `admit` refuses what one of them does not.
 //!
 //! An [`Image`] is a value: cloning it is cheap, and requests are answered from the one that was current when they came.
 

@@ -77,6 +77,8 @@ pub(crate) fn of_metadata(error: &MetadataError) -> KafkaError {
         }
         MetadataError::UnknownCredential { .. } => KafkaError::ResourceNotFound,
         MetadataError::DuplicateCredential { .. } => KafkaError::DuplicateResource,
+        // As Kafka answers what needs a higher feature level.
+        MetadataError::NotReadByAll { .. } => KafkaError::UnsupportedVersion,
         _ => KafkaError::UnknownServerError,
     }
 }

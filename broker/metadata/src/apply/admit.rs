@@ -7,7 +7,7 @@ use palisade_seal::DekVersion;
 use super::{Outcome, keys::MAX_VERSIONS};
 use crate::{
     Image, MetadataCommand, MetadataError,
-    command::{ConfigOp, ConfigResource},
+    command::{ConfigOp, ConfigResource, FORMAT},
     config::{ConfigError, Namespace},
     keys::VERSION_CONFIG,
 };
@@ -26,7 +26,7 @@ impl Image {
     /// before the entry is applied, so `apply` decides again; this is where a request with a mistake ends early.
     ///
     /// # Errors
-    /// [`MetadataError`], the same that applying it now would give, and what is wrong with values.
+    /// [`MetadataError`], the same that applying it now would give, what is wrong with values, and [`MetadataError::NotReadByAll`].
     pub fn admit(&self, command: &MetadataCommand) -> Result<Vec<u8>, MetadataError> {
         self.dry_run(command)?;
         command.encode()
@@ -38,7 +38,33 @@ impl Image {
     /// As [`Image::admit`].
     pub fn dry_run(&self, command: &MetadataCommand) -> Outcome {
         self.check_values(command)?;
-        self.clone().apply(command.clone())
+        let response = self.clone().apply(command.clone())?;
+        // With its registration a broker says what it reads, so that one cannot wait for the others to have said it. It is the baseline: no version that a cluster
+        // is upgraded from lacks it.
+        if !matches!(command, MetadataCommand::Register { .. }) {
+            self.check_read_by_all(command.format())?;
+        }
+        Ok(response)
+    }
+
+    /// Whether every registered broker reads commands of this format: one that does not would stop at it.
+    pub(super) fn check_read_by_all(&self, format: u8) -> Result<(), MetadataError> {
+        let mut brokers = self.brokers.keys().map(|id| (*id, self.reads_of(*id)));
+        match brokers.find(|(_, reads)| *reads < format) {
+            None => Ok(()),
+            Some((broker, reads)) => Err(MetadataError::NotReadByAll {
+                broker,
+                format,
+                reads,
+            }),
+        }
+    }
+
+    /// Up to which format a registered broker reads commands.
+    fn reads_of(&self, id: i32) -> u8 {
+        let said = self.reads.get(&id).copied();
+        // Every version reads the first format, and a broker can be removed with it whatever it has said.
+        said.map_or(MetadataCommand::UNSAID_FORMAT, |reads| reads.max(FORMAT))
     }
 
     fn check_values(&self, command: &MetadataCommand) -> Result<(), MetadataError> {

@@ -40,12 +40,14 @@ impl Image {
         }
     }
 
+    /// `reads` is up to which format the broker reads commands, if it has said it.
     pub(super) fn register_broker(
         &mut self,
         id: i32,
         incarnation: Uuid,
         rack: Option<String>,
         endpoints: Vec<BrokerEndpoint>,
+        reads: Option<u8>,
     ) -> Outcome {
         let invalid = |reason: &'static str| MetadataError::InvalidBroker {
             id,
@@ -89,7 +91,19 @@ impl Image {
             self.replace_node(old, new);
         }
         Arc::make_mut(&mut self.brokers).insert(id, registration);
+        self.note_reads(id, reads);
         Ok(MetadataResponse::BrokerRegistered { epoch })
+    }
+
+    fn note_reads(&mut self, id: i32, reads: Option<u8>) {
+        if self.reads.get(&id).copied() == reads {
+            return;
+        }
+        let all = Arc::make_mut(&mut self.reads);
+        match reads {
+            Some(reads) => all.insert(id, reads),
+            None => all.remove(&id),
+        };
     }
 
     fn replace_node(&mut self, old: NodeId, new: NodeId) {
@@ -117,6 +131,7 @@ impl Image {
             return Err(MetadataError::NotDraining(id));
         }
         Arc::make_mut(&mut self.brokers).remove(&id);
+        self.note_reads(id, None);
         Ok(MetadataResponse::Done)
     }
 

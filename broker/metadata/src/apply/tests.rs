@@ -13,6 +13,7 @@ use palisade_security::{
 use palisade_shard::NodeId;
 use uuid::Uuid;
 
+mod formats;
 mod history;
 mod keys;
 mod shards;

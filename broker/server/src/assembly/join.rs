@@ -61,11 +61,12 @@ pub(super) async fn register(
             port: listener.advertised_port,
         })
         .collect();
-    let registration = MetadataCommand::RegisterBroker {
+    let registration = MetadataCommand::Register {
         id: data_dir.identity.node_id,
         incarnation: data_dir.identity.incarnation,
         rack: config.node.rack.clone(),
         endpoints,
+        reads: MetadataCommand::NEWEST_FORMAT,
     };
     let began = Instant::now();
     loop {

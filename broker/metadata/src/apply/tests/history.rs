@@ -21,6 +21,13 @@ fn any_command() -> impl Strategy<Value = MetadataCommand> {
             rack: None,
             endpoints: Vec::new(),
         }),
+        1 => (-1..3_i32, 0..8_u8).prop_map(|(id, reads)| MetadataCommand::Register {
+            id,
+            incarnation: Uuid::from_u128(7 << 96),
+            rack: None,
+            endpoints: Vec::new(),
+            reads,
+        }),
         1 => (0..3_i32).prop_map(|id| MetadataCommand::UnregisterBroker { id }),
         1 => (0..3_i32, any::<bool>()).prop_map(|(id, draining)| MetadataCommand::SetDraining { id, draining }),
         2 => (0..4_u16, prop::collection::vec(prop::collection::vec(any_node(), 1..3), 0..4), any::<bool>())
@@ -90,6 +97,8 @@ fn check(image: &Image) {
             assert_eq!(image.shards[shard].replication_factor, *replication_factor);
         }
     }
+    let mut said = image.reads.keys();
+    assert!(said.all(|id| image.brokers.contains_key(id)));
     let pooled: Vec<ShardId> = image.pools.values().flatten().copied().collect();
     assert_eq!(pooled.len(), image.shards.len());
     let kept = image.cluster.iter().flat_map(|one| &one.group_shards);

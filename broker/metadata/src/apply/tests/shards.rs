@@ -506,6 +506,11 @@ fn errors_and_answers_travel_as_they_are() {
             found: 1,
             reason: "x".into(),
         },
+        MetadataError::NotReadByAll {
+            broker: 2,
+            format: 6,
+            reads: 5,
+        },
         super::super::limit("brokers", 5),
     ];
     for error in errors {
