@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "replication/groups.rs"]
+mod groups;
 #[path = "replication/removal.rs"]
 mod removal;
 
@@ -35,22 +37,24 @@ fn create(java: &mut Java, admin: &Access, topic: &str) -> Result<()> {
 
 /// The broker that leads partition 0 of a topic, as Kafka's own tool shows it.
 fn leader(java: &mut Java, admin: &Access, topic: &str) -> Result<usize> {
-    let shown = java
-        .tool(tool::TOPICS, admin, &["--describe", "--topic", topic])?
-        .success()?
-        .stdout;
-    shown
-        .lines()
-        .find(|line| line.contains("Partition: 0"))
-        .and_then(|line| {
-            line.split("Leader: ")
-                .nth(1)?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .with_context(|| format!("no leader of partition 0 in\n{shown}"))
+    wait_until("partition 0 has a leader", PATIENCE, || {
+        let shown = java
+            .tool(tool::TOPICS, admin, &["--describe", "--topic", topic])?
+            .success()?
+            .stdout;
+        shown
+            .lines()
+            .find(|line| line.contains("Partition: 0"))
+            .and_then(|line| {
+                line.split("Leader: ")
+                    .nth(1)?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .with_context(|| format!("no leader of partition 0 in\n{shown}"))
+    })
 }
 
 /// Waits until a broker has its share of the replicas, and they are whole.
@@ -125,11 +129,12 @@ fn three_brokers_form_a_cluster_that_kafkas_tools_understand() -> Result<()> {
     java.tool(
         tool::CONSUMER_GROUPS,
         &admin,
-        &["--describe", "--group", "readers"],
+        &["--describe", "--group", "readers", "--timeout", "30000"],
     )?
     .success()?
     .says("spread")?;
     every_broker_describes_the_quorum(&cluster, &mut java)?;
+    consumers_read_in_their_rack(&cluster, &admin, &mut java)?;
     leadership_goes_back_when_it_is_asked_for(&mut cluster, &admin, &mut java)
 }
 
@@ -156,11 +161,65 @@ fn every_broker_describes_the_quorum(cluster: &Cluster, java: &mut Java) -> Resu
             for voter in 0..3 {
                 ensure!(voters.contains(&format!("\"id\": {voter}")), "{status}");
             }
+            let replicas = quorum(&["describe", "--replication"])?;
+            let with = |role: &str| replicas.lines().filter(|line| line.contains(role)).count();
+            ensure!((with("Leader"), with("Follower")) == (1, 2), "{replicas}");
             Ok(())
         })?;
-        let replicas = quorum(&["describe", "--replication"])?;
-        let with = |role: &str| replicas.lines().filter(|line| line.contains(role)).count();
-        ensure!((with("Leader"), with("Follower")) == (1, 2), "{replicas}");
+    }
+    Ok(())
+}
+
+/// A consumer that names its rack reads from the replica there and not from the leader (KIP-392): librdkafka's and Kafka's own.
+fn consumers_read_in_their_rack(cluster: &Cluster, admin: &Access, java: &mut Java) -> Result<()> {
+    let near = (leader(java, admin, "spread")? + 1) % 3;
+    let rack = format!("client.rack=rack-{near}");
+    let sent = || -> Result<Vec<f64>> {
+        let sent = |id| cluster.metric(id, "palisade_fetch_bytes_total");
+        (0..3).map(sent).collect()
+    };
+    let kcat = Kcat::new(admin)?;
+    let lines: String = (0..200).map(|number| format!("near {number}\n")).collect();
+    kcat.produce("spread", &lines, &["-p", "0"])?.success()?;
+    let mut read = |with_kcat: bool| -> Result<usize> {
+        let outcome = if with_kcat {
+            kcat.consume("spread", &["-p", "0", "-X", &rack])?
+        } else {
+            let arguments = [
+                "--topic",
+                "spread",
+                "--partition",
+                "0",
+                "--offset",
+                "earliest",
+                "--max-messages",
+                "200",
+                "--timeout-ms",
+                "40000",
+                "--command-property",
+                &rack,
+            ];
+            java.tool(tool::CONSOLE_CONSUMER, admin, &arguments)?
+        };
+        Ok(outcome.success()?.stdout.lines().count())
+    };
+    for with_kcat in [true, false] {
+        // A leader that does not know yet that the other one has everything serves by itself.
+        wait_until("the records come from the near replica", PATIENCE, || {
+            let before = sent()?;
+            let count = read(with_kcat)?;
+            let grown: Vec<bool> = before
+                .iter()
+                .zip(sent()?)
+                .map(|(before, after)| after > *before)
+                .collect();
+            let wanted: Vec<bool> = (0..3).map(|id| id == near).collect();
+            ensure!(
+                count >= 200 && grown == wanted,
+                "{count} records, near {near}, sent by {grown:?}"
+            );
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -171,30 +230,44 @@ fn leadership_goes_back_when_it_is_asked_for(
     admin: &Access,
     java: &mut Java,
 ) -> Result<()> {
-    let preferred = leader(java, admin, "spread")?;
     let elect = |java: &mut Java, arguments: &[&str]| {
         let preferred = [&["--election-type", "preferred"], arguments].concat();
         java.tool(tool::LEADER_ELECTION, admin, &preferred)
     };
     let first = ["--topic", "spread", "--partition", "0"];
-    elect(java, &first)?.says("Valid replica already elected")?;
+    // What has moved on a busy machine is given back by the first of these.
+    wait_until("it is led by whom it should be", PATIENCE, || {
+        elect(java, &first)?
+            .says("Valid replica already elected")
+            .map(drop)
+    })?;
+    let preferred = leader(java, admin, "spread")?;
     elect(java, &["--topic", "spread", "--partition", "77"])?.refused("does not exist")?;
     for _ in 0..5 {
         cluster.stop(preferred)?;
-        let meanwhile = leader(java, admin, "spread")?;
-        ensure!(meanwhile != preferred);
+        let meanwhile = wait_until("another broker leads", PATIENCE, || {
+            let now = leader(java, admin, "spread")?;
+            ensure!(now != preferred, "still {now}");
+            Ok(now)
+        })?;
         cluster.launch(preferred)?;
         let mut said = String::new();
         wait_until("it was elected, or was given back", PATIENCE, || {
             said = elect(java, &first)?.success()?.stdout;
             Ok(())
         })?;
-        ensure!(leader(java, admin, "spread")? == preferred, "{said}");
+        wait_until("everybody knows that it leads", PATIENCE, || {
+            let now = leader(java, admin, "spread")?;
+            ensure!(now == preferred, "{now} leads: {said}");
+            Ok(())
+        })?;
         // On a slow machine it may have been given back without being asked for.
         if said.contains("Successfully completed leader election (PREFERRED)") {
-            let log = cluster.log(meanwhile);
-            ensure!(log.contains("because a client asked for it"), "{log}");
-            return Ok(());
+            return wait_until("the log says why", PATIENCE, || {
+                let log = cluster.log(meanwhile);
+                ensure!(log.contains("because a client asked for it"), "{log}");
+                Ok(())
+            });
         }
     }
     anyhow::bail!("leadership was always given back before it was asked for")

@@ -15,16 +15,21 @@
 //!
 //! The first rebalance of an empty group waits [`GroupSettings::initial_rebalance_delay`] for more members. Kafka's default
 //! is 3 s, which is felt by everyone who starts a single consumer; here it is 200 ms.
+//!
+//! What can outlive this memory is the last stable generation of each group: [`Groups::take_changed`] says of which groups [`Groups::keep`] has something
+//! new, and [`Groups::restore`] goes on from there. A rebalance that is under way is not kept: after a change of coordinator it begins anew.
 
 mod admin;
 mod groups;
 mod join;
 mod machine;
+mod record;
 mod subscription;
 mod sync;
 mod types;
 
 pub use groups::Groups;
+pub use record::Keep;
 pub use types::{
     Effect, GroupDescription, GroupError, GroupListing, GroupSettings, GroupState, JoinAnswer,
     JoinFailure, JoinRequest, Joined, JoinedMember, LeavingMember, MemberDescription, Membership,

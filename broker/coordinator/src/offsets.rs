@@ -1,21 +1,29 @@
-//! Committed offsets: what a group has read of which partition.
+//! Committed offsets, what a group has read of which partition, and the records of groups: who is a member of which generation.
 //!
 //! Every replica of a shard applies the same [`OffsetCommand`]s in the same order, so nothing here may depend on a clock
 //! or on memory that is not replicated: commit times are part of the command, and expiry is a command that names what
 //! expires, and when that had been committed, so that a commit which overtakes it is safe.
+
+mod record;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use record::{GroupRecord, MAX_RECORD_BYTES, MemberRecord};
+
 /// Longest commit metadata in bytes (Kafka's `offset.metadata.max.bytes`).
 pub const MAX_METADATA_BYTES: usize = 4096;
 /// Leader epoch of a commit that names none.
 pub const NO_LEADER_EPOCH: i32 = -1;
 
+/// What commands are written in that the first version knows; those that add [`OffsetCommand::SetGroup`].
 const COMMAND_FORMAT: u8 = 1;
+const COMMAND_FORMAT_WITH_RECORDS: u8 = 2;
+/// What checkpoints are written in as long as there are no records of groups, and with them.
 const CHECKPOINT_FORMAT: u8 = 1;
+const CHECKPOINT_FORMAT_WITH_RECORDS: u8 = 2;
 /// Partitions that one expiry command names at most, so that it stays a small log entry.
 const EXPIRE_BATCH: usize = 1000;
 
@@ -43,7 +51,7 @@ pub struct CommittedOffset {
     pub expires_at: Option<i64>,
 }
 
-/// A change of the committed offsets.
+/// A change of the committed offsets, or of a group's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OffsetCommand {
     /// Sets offsets of a group.
@@ -60,7 +68,7 @@ pub enum OffsetCommand {
         /// The partitions.
         partitions: Vec<TopicPartition>,
     },
-    /// Forgets all offsets of a group (`DeleteGroups`).
+    /// Forgets all offsets of a group and its record (`DeleteGroups`).
     DeleteGroup {
         /// The group.
         group: String,
@@ -76,6 +84,15 @@ pub enum OffsetCommand {
     DropTopic {
         /// The topic's id.
         topic: Uuid,
+    },
+    /// Sets or forgets the record of a group. Since format 2. See [`OffsetCommand::set_group`].
+    SetGroup {
+        /// The group.
+        group: String,
+        /// The term of the coordinator that says so. In another one it means nothing: somebody else may have coordinated the group meanwhile.
+        term: u64,
+        /// Its record; `None` when it has no members any more.
+        record: Option<Box<GroupRecord>>,
     },
 }
 
@@ -95,12 +112,35 @@ pub enum OffsetDecodeError {
 }
 
 impl OffsetCommand {
+    /// Sets the record of a group, or forgets it when there is none or it is larger than [`MAX_RECORD_BYTES`].
+    #[must_use]
+    pub fn set_group(group: String, term: u64, record: Option<Box<GroupRecord>>) -> Self {
+        Self::SetGroup {
+            group,
+            term,
+            record: record.filter(|record| record.fits()),
+        }
+    }
+
+    /// The only term in whose entries the command may be applied; `None`: in any.
+    #[must_use]
+    pub const fn term(&self) -> Option<u64> {
+        match self {
+            Self::SetGroup { term, .. } => Some(*term),
+            _ => None,
+        }
+    }
+
     /// The command as a log entry: a format byte, then postcard.
     ///
     /// # Errors
     /// When it cannot be serialised, which no command does.
     pub fn encode(&self) -> Result<Vec<u8>, OffsetDecodeError> {
-        encode(COMMAND_FORMAT, self)
+        let format = match self {
+            Self::SetGroup { .. } => COMMAND_FORMAT_WITH_RECORDS,
+            _ => COMMAND_FORMAT,
+        };
+        encode(format, self)
     }
 
     /// Reads a log entry.
@@ -108,16 +148,20 @@ impl OffsetCommand {
     /// # Errors
     /// [`OffsetDecodeError`]; deterministic, so every replica refuses the same entries.
     pub fn decode(bytes: &[u8]) -> Result<Self, OffsetDecodeError> {
-        decode(COMMAND_FORMAT, bytes)
+        match split(bytes)? {
+            (COMMAND_FORMAT | COMMAND_FORMAT_WITH_RECORDS, body) => Ok(postcard::from_bytes(body)?),
+            (format, _) => Err(OffsetDecodeError::Format(format)),
+        }
     }
 }
 
 type GroupOffsets = BTreeMap<TopicPartition, CommittedOffset>;
 
-/// The committed offsets of the groups of a shard.
+/// The committed offsets of the groups of a shard, and their records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OffsetStore {
     groups: BTreeMap<String, GroupOffsets>,
+    records: BTreeMap<String, GroupRecord>,
 }
 
 impl OffsetStore {
@@ -127,7 +171,8 @@ impl OffsetStore {
         Self::default()
     }
 
-    /// Applies a command; returns how many offsets were set or forgotten.
+    /// Applies a command; returns how many offsets were set or forgotten, and 1 for a record. Whether its [`OffsetCommand::term`] is the entry's is for the
+    /// caller to look at.
     pub fn apply(&mut self, command: OffsetCommand) -> usize {
         match command {
             OffsetCommand::Commit { group, offsets } => {
@@ -143,10 +188,12 @@ impl OffsetStore {
                     offsets.remove(partition);
                 }
             }),
-            OffsetCommand::DeleteGroup { group } => self
-                .groups
-                .remove(&group)
-                .map_or(0, |offsets| offsets.len()),
+            OffsetCommand::DeleteGroup { group } => {
+                self.records.remove(&group);
+                self.groups
+                    .remove(&group)
+                    .map_or(0, |offsets| offsets.len())
+            }
             OffsetCommand::Expire {
                 group,
                 offsets: expired,
@@ -170,6 +217,13 @@ impl OffsetStore {
                         })
                     })
                     .sum()
+            }
+            OffsetCommand::SetGroup { group, record, .. } => {
+                match record {
+                    Some(record) => drop(self.records.insert(group, *record)),
+                    None => drop(self.records.remove(&group)),
+                }
+                1
             }
         }
     }
@@ -207,10 +261,23 @@ impl OffsetStore {
         self.groups.keys().map(String::as_str)
     }
 
-    /// Whether a group has committed offsets.
+    /// Whether anything is kept of a group: committed offsets, or a record.
     #[must_use]
     pub fn contains(&self, group: &str) -> bool {
-        self.groups.contains_key(group)
+        self.groups.contains_key(group) || self.records.contains_key(group)
+    }
+
+    /// The record of a group.
+    #[must_use]
+    pub fn record(&self, group: &str) -> Option<&GroupRecord> {
+        self.records.get(group)
+    }
+
+    /// Groups that have a record, in order.
+    pub fn records(&self) -> impl Iterator<Item = (&str, &GroupRecord)> {
+        self.records
+            .iter()
+            .map(|(group, record)| (group.as_str(), record))
     }
 
     /// What should expire at `now` (milliseconds of Unix time), as commands to propose.
@@ -255,7 +322,12 @@ impl OffsetStore {
     /// # Errors
     /// When it cannot be serialised, which no store does.
     pub fn encode(&self) -> Result<Vec<u8>, OffsetDecodeError> {
-        encode(CHECKPOINT_FORMAT, &self.groups)
+        if self.records.is_empty() {
+            encode(CHECKPOINT_FORMAT, &self.groups)
+        } else {
+            let both = (&self.groups, &self.records);
+            encode(CHECKPOINT_FORMAT_WITH_RECORDS, &both)
+        }
     }
 
     /// Reads checkpoint bytes.
@@ -263,9 +335,17 @@ impl OffsetStore {
     /// # Errors
     /// [`OffsetDecodeError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, OffsetDecodeError> {
-        Ok(Self {
-            groups: decode(CHECKPOINT_FORMAT, bytes)?,
-        })
+        match split(bytes)? {
+            (CHECKPOINT_FORMAT, body) => Ok(Self {
+                groups: postcard::from_bytes(body)?,
+                records: BTreeMap::new(),
+            }),
+            (CHECKPOINT_FORMAT_WITH_RECORDS, body) => {
+                let (groups, records) = postcard::from_bytes(body)?;
+                Ok(Self { groups, records })
+            }
+            (format, _) => Err(OffsetDecodeError::Format(format)),
+        }
     }
 }
 
@@ -273,12 +353,10 @@ fn encode<T: Serialize>(format: u8, value: &T) -> Result<Vec<u8>, OffsetDecodeEr
     Ok(postcard::to_extend(value, vec![format])?)
 }
 
-fn decode<'a, T: Deserialize<'a>>(format: u8, bytes: &'a [u8]) -> Result<T, OffsetDecodeError> {
-    match bytes.split_first() {
-        None => Err(OffsetDecodeError::Empty),
-        Some((found, body)) if *found == format => Ok(postcard::from_bytes(body)?),
-        Some((found, _)) => Err(OffsetDecodeError::Format(*found)),
-    }
+/// The format byte, and what follows it.
+fn split(bytes: &[u8]) -> Result<(u8, &[u8]), OffsetDecodeError> {
+    let (format, body) = bytes.split_first().ok_or(OffsetDecodeError::Empty)?;
+    Ok((*format, body))
 }
 
 #[cfg(test)]

@@ -292,6 +292,10 @@ impl DataMachine {
 
     fn apply_offsets(&self, at: LogPosition, bytes: &[u8]) -> DataResponse {
         match OffsetCommand::decode(bytes) {
+            // Of a leader that was replaced before it had its place in the log.
+            Ok(command) if command.term().is_some_and(|term| term != at.term) => {
+                DataResponse::Count(0)
+            }
             Ok(command) => DataResponse::Count(self.data.offsets.write().apply(command)),
             Err(error) => self.give_up(at, &error.to_string()),
         }

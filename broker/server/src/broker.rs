@@ -4,6 +4,7 @@ use std::{collections::HashSet, fmt, net::IpAddr, ops::Range, sync::Arc, time::D
 
 use arc_swap::ArcSwap;
 use palisade_data::DataPlane;
+use palisade_log::ShardId;
 use palisade_metadata::{Image, MetadataCommand, MetadataResponse};
 use palisade_seal::KeyProvider;
 use palisade_security::{Principal, ScramCredential, ScramMechanism, quota::QuotaKey};
@@ -23,6 +24,8 @@ use crate::{
 
 /// Producer ids that are reserved at once.
 const PRODUCER_ID_BLOCK: u32 = 1000;
+/// Brokers that read this format of metadata commands read the records of groups in the data shards as well: both came with the same version.
+const GROUP_RECORDS: u8 = 6;
 
 /// One broker.
 pub(crate) struct Broker {
@@ -47,10 +50,49 @@ impl Broker {
         Arc::clone(&self.images.borrow())
     }
 
-    /// Whether this broker coordinates a group: the leader of the shard that keeps its offsets does.
+    /// Whether this broker coordinates a group: the leader of the shard that keeps its offsets does. If so, what was kept of the group's members is loaded.
     pub(crate) fn coordinates(&self, group: &str) -> bool {
         let shard = self.images.borrow().shard_of_group(group);
-        shard.is_some_and(|shard| self.data.leads(shard).is_some())
+        shard.is_some_and(|shard| self.takes_up(shard))
+    }
+
+    /// Loads the groups of every shard that this broker leads.
+    pub(crate) fn take_up_groups(&self) {
+        for shard in self.data.hosted() {
+            self.takes_up(shard);
+        }
+    }
+
+    /// Whether this broker leads a shard; then the groups of the shard are loaded, if they are not yet.
+    fn takes_up(&self, shard: ShardId) -> bool {
+        let Some(term) = self.data.leads(shard) else {
+            return false;
+        };
+        if self.groups.is_closed() {
+            return false;
+        }
+        if !self.groups.is_loaded(shard, term) {
+            let image = self.image();
+            let shard_of = |group: &str| image.shard_of_group(group);
+            let read = || self.data.group_records(shard);
+            self.groups.load(shard, term, shard_of, read);
+        }
+        true
+    }
+
+    /// Gives up the groups of the shards that other brokers lead.
+    pub(crate) fn give_up_groups(&self) {
+        let image = self.image();
+        let leads = |shard| self.data.leads(shard);
+        let shard_of = |group: &str| image.shard_of_group(group);
+        self.groups.unload(leads, shard_of);
+    }
+
+    /// Whether every broker reads the records of groups: during an upgrade one that does not would stop at the first of them.
+    pub(crate) fn all_read_group_records(&self) -> bool {
+        let image = self.images.borrow();
+        let reads = |id: &i32| image.reads.get(id).copied().unwrap_or(0);
+        image.brokers.keys().all(|id| reads(id) >= GROUP_RECORDS)
     }
 
     /// Principals that may do everything.

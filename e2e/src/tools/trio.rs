@@ -402,7 +402,7 @@ impl Cluster {
             node: NodeConfig {
                 id: Some(i32::try_from(id)?),
                 cluster_id: "e2e-cluster".to_owned(),
-                rack: None,
+                rack: Some(format!("rack-{id}")),
             },
             cluster: ClusterConfig {
                 seeds: seeds.collect::<Result<_>>()?,

@@ -81,16 +81,27 @@ fn a_drained_broker_leaves_nothing_behind() -> Result<()> {
     };
     let four = ["--create", "--partitions", "4", "--replication-factor", "4"];
     wide(&mut java, &four)?.success()?;
-    let shards = cluster.status(0)?.shards.len();
+    let shards = wait_until("broker 0 has its part of both topics", PATIENCE, || {
+        let status = cluster.status(0)?;
+        ensure!(status.topics == 2 && status.ready, "{status:#?}");
+        Ok(status.shards.len())
+    })?;
     drain(&mut java, &admin, "3", true)?
         .refused("3 broker(s) would be left, and there are shards of replication factor 4")?;
     wide(&mut java, &["--delete"])?.success()?;
-    drain(&mut java, &admin, "3", true)?.success()?;
+    // The tool asks that broker, which may not have heard of the deletion yet.
+    wait_until("it may be drained now", PATIENCE, || {
+        drain(&mut java, &admin, "3", true)?.success().map(drop)
+    })?;
     is_drained(&cluster, added)?;
-    for id in 0..3 {
-        let left = cluster.status(id)?.shards.len();
-        ensure!(left < shards, "broker {id} still has {left} shards");
-    }
+    // Each lets go of them when it has seen the metadata.
+    wait_until("the others have given the wide shards up", PATIENCE, || {
+        for id in 0..3 {
+            let left = cluster.status(id)?.shards.len();
+            ensure!(left < shards, "broker {id} still has {left} shards");
+        }
+        Ok(())
+    })?;
     let shown = ["--describe", "--entity-type", "brokers", "--entity-name"];
     java.tool(tool::CONFIGS, &admin, &[&shown[..], &["3"]].concat())?
         .success()?
@@ -104,7 +115,9 @@ fn a_drained_broker_leaves_nothing_behind() -> Result<()> {
     is_drained(&cluster, added)?;
     cluster.stop(added)?;
     producer.goes_on(1000)?;
-    unregister(&mut java)?.success()?;
+    wait_until("the others let go of it", PATIENCE, || {
+        unregister(&mut java)?.success().map(drop)
+    })?;
     wait_until("no broker knows it any more", PATIENCE, || {
         for id in 0..3 {
             let status = cluster.status(id)?;
@@ -118,14 +131,18 @@ fn a_drained_broker_leaves_nothing_behind() -> Result<()> {
         }
         Ok(())
     })?;
-    let brokers = java
-        .tool(tool::API_VERSIONS, &admin, &[])?
-        .success()?
-        .stdout;
-    ensure!(
-        brokers.contains("(id: 2 ") && !brokers.contains("(id: 3 "),
-        "{brokers}"
-    );
+    // The tool gives a broker five seconds.
+    wait_until("clients are told of the others alone", PATIENCE, || {
+        let brokers = java
+            .tool(tool::API_VERSIONS, &admin, &[])?
+            .success()?
+            .stdout;
+        ensure!(
+            brokers.contains("(id: 2 ") && !brokers.contains("(id: 3 "),
+            "{brokers}"
+        );
+        Ok(())
+    })?;
     let topic = java
         .tool(tool::TOPICS, &admin, &["--describe", "--topic", "drained"])?
         .success()?
@@ -161,7 +178,9 @@ fn a_dead_broker_is_drained_and_forgotten() -> Result<()> {
     // Kafka's tool asks the broker itself for its configs, so it cannot be the one to say it.
     let operator = operator(&cluster)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(operator.set_draining(3, true))?;
+    wait_until("it is told to leave", PATIENCE, || {
+        Ok(runtime.block_on(operator.set_draining(3, true))?)
+    })?;
     wait_until("the others let go of it", PATIENCE, || {
         Ok(runtime.block_on(operator.unregister_broker(3))?)
     })?;

@@ -2,16 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
     machine::{Group, refused_join, sync_effect},
+    record::Keep,
     types::{
         Effect, GroupDescription, GroupError, GroupListing, GroupSettings, GroupState, JoinRequest,
         LeavingMember, Membership, SyncRequest, Ticket, TopicUse,
     },
 };
+use crate::offsets::GroupRecord;
 
 /// Most protocols a member may offer; clients offer one to three. What all members have in common is looked for by comparing them.
 const MAX_PROTOCOLS: usize = 64;
@@ -24,6 +26,8 @@ pub struct Groups {
     /// When to look at which group. Heartbeats only move deadlines away, so an entry may be early, never late.
     agenda: BTreeSet<(Instant, String)>,
     planned: BTreeMap<String, Instant>,
+    /// Groups of which something else should be kept than when this was last taken.
+    changed: BTreeSet<String>,
 }
 
 impl Groups {
@@ -35,6 +39,7 @@ impl Groups {
             groups: BTreeMap::new(),
             agenda: BTreeSet::new(),
             planned: BTreeMap::new(),
+            changed: BTreeSet::new(),
         }
     }
 
@@ -193,6 +198,7 @@ impl Groups {
             Some(found) if found.state != GroupState::Empty => Err(GroupError::NonEmptyGroup),
             Some(_) => {
                 self.groups.remove(group);
+                self.changed.remove(group);
                 self.plan(group);
                 Ok(())
             }
@@ -220,9 +226,23 @@ impl Groups {
             return TopicUse::EmptyFor(now.saturating_duration_since(found.empty_since));
         }
         match found.subscribed_topics() {
-            Some(topics) if !topics.contains(topic) => TopicUse::Unsubscribed,
+            // During a rebalance one that has not joined again yet may subscribe to it.
+            Some(topics) if found.state == GroupState::Stable && !topics.contains(topic) => {
+                TopicUse::Unsubscribed
+            }
             _ => TopicUse::InUse,
         }
+    }
+
+    /// Groups that have had nobody to remember for at least `age`.
+    #[must_use]
+    pub fn idle_for(&self, now: Instant, age: Duration) -> BTreeSet<String> {
+        let is_old = |since: Instant| now.saturating_duration_since(since) >= age;
+        self.groups
+            .iter()
+            .filter(|(_, group)| group.is_idle() && is_old(group.empty_since))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// Forgets groups without members for which `forget` says so, e.g. because they have no committed offsets.
@@ -247,13 +267,44 @@ impl Groups {
             if let Some(group) = self.groups.remove(&id) {
                 group.refuse_all(GroupError::NotCoordinator, &mut effects);
             }
+            self.changed.remove(&id);
             self.plan(&id);
         }
         effects
     }
 
-    /// Puts the group's next deadline on the agenda.
+    /// The groups of which something else should be kept than when this was last asked: they have become stable or empty, or a static member has another id.
+    pub fn take_changed(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What should be kept of a group, as it is now.
+    #[must_use]
+    pub fn keep(&self, group: &str) -> Keep {
+        self.groups.get(group).map_or(Keep::AsItIs, Group::keep)
+    }
+
+    /// Goes on with a group of which this was kept last, unless it is known already: its members go on in their generation, without a rebalance. Whether the
+    /// group is known now; it is not when the record contradicts itself.
+    pub fn restore(&mut self, now: Instant, group: &str, record: &GroupRecord) -> bool {
+        if self.groups.contains_key(group) {
+            return true;
+        }
+        let Some(restored) = Group::restored(now, record) else {
+            return false;
+        };
+        self.groups.insert(group.to_owned(), restored);
+        self.plan(group);
+        true
+    }
+
+    /// Takes note of a change of what should be kept of a group, and puts its next deadline on the agenda.
     fn plan(&mut self, id: &str) {
+        if let Some(group) = self.groups.get_mut(id)
+            && std::mem::take(&mut group.changed)
+        {
+            self.changed.insert(id.to_owned());
+        }
         let next = self.groups.get(id).and_then(Group::next_deadline);
         let planned = self.planned.get(id).copied();
         if next == planned {

@@ -201,6 +201,7 @@ impl Group {
             if let Some(member) = self.members.get_mut(&id) {
                 member.awaiting_join = None;
             }
+            self.changed = true;
             effects.push(Effect::Join { ticket, answer });
             self.touch(now, &id);
         } else {

@@ -84,6 +84,8 @@ pub(super) struct Group {
     pub(super) unsynced: BTreeSet<String>,
     pub(super) sync_ends: Option<Instant>,
     pub(super) empty_since: Instant,
+    /// What should be kept of it is not what it was any more.
+    pub(super) changed: bool,
 }
 
 impl Group {
@@ -101,6 +103,7 @@ impl Group {
             unsynced: BTreeSet::new(),
             sync_ends: None,
             empty_since: now,
+            changed: false,
         }
     }
 
@@ -309,6 +312,7 @@ impl Group {
         self.unsynced.clear();
         self.sync_ends = None;
         self.empty_since = now;
+        self.changed = true;
     }
 
     /// Makes sure that the leader is a member that has joined.

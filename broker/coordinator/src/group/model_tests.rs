@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-//! Random histories of clients against one group. After every step: each ticket is answered at most once; members that
-//! believe in the current generation all believe in the same protocol and leader; assignments are the leader's; and at the
-//! end, with enough time, everything that waits has been answered.
+//! Random histories of clients against one group, which moves from coordinator to coordinator. After every step: each ticket is
+//! answered at most once; members that believe in the current generation all believe in the same protocol and leader; assignments
+//! are the leader's; and at the end, with enough time, everything that waits has been answered.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::offsets::GroupRecord;
 
 const CLIENTS: usize = 4;
 
@@ -42,6 +43,8 @@ enum Step {
     Wait {
         millis: u64,
     },
+    /// Another broker coordinates the group, which knows what was kept of it.
+    Move,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -54,6 +57,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => client().prop_map(|client| Step::Commit { client }),
         1 => client().prop_map(|client| Step::Leave { client }),
         2 => (1..20_000_u64).prop_map(|millis| Step::Wait { millis }),
+        1 => Just(Step::Move),
     ]
 }
 
@@ -73,7 +77,10 @@ enum Kind {
 }
 
 struct World {
+    settings: GroupSettings,
     groups: Groups,
+    /// What is kept of the group.
+    kept: Option<GroupRecord>,
     now: Instant,
     clients: Vec<Client>,
     open: BTreeMap<Ticket, (usize, Kind, i32)>,
@@ -94,11 +101,14 @@ impl World {
                 instance: is_static.then(|| format!("instance-{index}")),
                 ..Client::default()
             });
+        let settings = GroupSettings {
+            initial_rebalance_delay: Duration::from_millis(delay),
+            ..GroupSettings::default()
+        };
         Self {
-            groups: Groups::new(GroupSettings {
-                initial_rebalance_delay: Duration::from_millis(delay),
-                ..GroupSettings::default()
-            }),
+            groups: Groups::new(settings.clone()),
+            settings,
+            kept: None,
             now: Instant::now(),
             clients: clients.collect(),
             open: BTreeMap::new(),
@@ -195,7 +205,22 @@ impl World {
                 self.take_effects(effects);
             }
             Step::Wait { millis } => self.wait(Duration::from_millis(millis)),
+            Step::Move => self.change_coordinator(),
         }
+    }
+
+    fn change_coordinator(&mut self) {
+        let effects = self.groups.resign(|_| true);
+        self.take_effects(effects);
+        self.groups = Groups::new(self.settings.clone());
+        if let Some(record) = &self.kept {
+            assert!(self.groups.restore(self.now, "g", record));
+        }
+        // A generation that nobody was given an assignment for may come again.
+        self.newest = self.kept.as_ref().map_or(0, |record| record.generation);
+        self.generations.retain(|at, _| *at <= self.newest);
+        self.assigned.retain(|at, _| *at <= self.newest);
+        self.check();
     }
 
     fn sync(&mut self, client: usize) {
@@ -214,7 +239,8 @@ impl World {
         if !assignments.is_empty() && !joined.skip_assignment {
             self.assigned
                 .entry(from.generation)
-                .or_insert_with(|| assignments.iter().cloned().collect());
+                .or_default()
+                .extend(assignments.iter().cloned());
         }
         let ticket = self.ticket(client, Kind::Sync, from.generation);
         let request = SyncRequest {
@@ -252,6 +278,13 @@ impl World {
     }
 
     fn take_effects(&mut self, effects: Vec<Effect>) {
+        for group in self.groups.take_changed() {
+            match self.groups.keep(&group) {
+                Keep::Generation(record) => self.kept = Some(*record),
+                Keep::Nothing => self.kept = None,
+                Keep::AsItIs => {}
+            }
+        }
         for effect in effects {
             match effect {
                 Effect::Join { ticket, answer } => {

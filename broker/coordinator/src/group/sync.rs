@@ -89,6 +89,7 @@ impl Group {
             member.assignment = assignments.remove(id).unwrap_or_default();
         }
         self.state = GroupState::Stable;
+        self.changed = true;
         self.settle_sync_deadline();
         let waiting: Vec<(String, Ticket)> = self
             .members

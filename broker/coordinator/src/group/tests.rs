@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::*;
 
 mod admin;
+mod records;
 mod static_members;
 
 const SESSION: Duration = Duration::from_secs(10);

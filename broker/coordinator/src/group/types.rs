@@ -297,11 +297,11 @@ pub struct GroupListing {
 /// Whether a group uses a topic: what the expiry of its offsets depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TopicUse {
-    /// It has members that subscribe to it, or whose subscription cannot be read.
+    /// It has members that subscribe to it or whose subscription cannot be read, or it is rebalancing and may have some in a moment.
     InUse,
     /// It has had no members for this long.
     EmptyFor(Duration),
-    /// It has members, and none of them subscribes to it.
+    /// It is stable, and none of its members subscribes to it.
     Unsubscribed,
     /// This coordinator has not heard of the group: it may have members that come in a moment, and it is not known since when it has none.
     Unknown,

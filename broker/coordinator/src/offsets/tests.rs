@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use proptest::{collection::vec as many, prelude::*};
 
 use super::*;
@@ -30,6 +31,29 @@ fn commit(group: &str, at: TopicPartition, value: CommittedOffset) -> OffsetComm
         group: group.to_owned(),
         offsets: vec![(at, value)],
     }
+}
+
+fn record(generation: i32, assignment: &[u8]) -> GroupRecord {
+    GroupRecord {
+        generation,
+        protocol_type: "consumer".to_owned(),
+        protocol: "range".to_owned(),
+        leader: "m".to_owned(),
+        members: vec![MemberRecord {
+            member: "m".to_owned(),
+            instance: None,
+            client_id: "c".to_owned(),
+            client_host: "/h".to_owned(),
+            session_timeout_ms: 300,
+            rebalance_timeout_ms: 2,
+            protocols: vec![("range".to_owned(), Bytes::from_static(b"topics"))],
+            assignment: Bytes::copy_from_slice(assignment),
+        }],
+    }
+}
+
+fn set(group: &str, record: Option<GroupRecord>) -> OffsetCommand {
+    OffsetCommand::set_group(group.to_owned(), 7, record.map(Box::new))
 }
 
 #[test]
@@ -123,6 +147,82 @@ fn a_large_group_expires_in_several_commands() {
 }
 
 #[test]
+fn a_record_is_set_replaced_and_forgotten() {
+    let mut store = OffsetStore::new();
+    assert_eq!(store.apply(set("a", Some(record(1, b"all")))), 1);
+    assert_eq!(store.apply(set("a", Some(record(2, b"half")))), 1);
+    store.apply(set("b", Some(record(5, b""))));
+    assert_eq!(store.record("a"), Some(&record(2, b"half")));
+    let groups: Vec<&str> = store.records().map(|(group, _)| group).collect();
+    assert_eq!(groups, ["a", "b"]);
+    assert_eq!(store.groups().count(), 0, "these have no offsets");
+    assert!(store.contains("a"));
+    store.apply(set("a", None));
+    assert_eq!(store.record("a"), None);
+    assert!(!store.contains("a"));
+    let topic = Uuid::from_u128(1);
+    store.apply(OffsetCommand::DropTopic { topic });
+    assert!(store.contains("b"), "topics are nothing to a record");
+    let group = "b".to_owned();
+    store.apply(OffsetCommand::DeleteGroup { group });
+    assert_eq!(store, OffsetStore::new());
+}
+
+#[test]
+fn a_record_outlives_the_last_offset_of_its_group() {
+    let mut store = OffsetStore::new();
+    store.apply(commit("a", partition(1, 0), offset(5, 10)));
+    store.apply(set("a", Some(record(1, b"all"))));
+    let topic = Uuid::from_u128(1);
+    store.apply(OffsetCommand::DropTopic { topic });
+    assert_eq!(store.groups().count(), 0);
+    assert!(store.contains("a"));
+}
+
+#[test]
+fn a_record_that_is_too_large_is_not_kept() {
+    let command = |bytes: usize| set("a", Some(record(1, &vec![0; bytes])));
+    let is_kept = |command: &OffsetCommand| matches!(command, OffsetCommand::SetGroup { record, .. } if record.is_some());
+    let most = (0..1000)
+        .map(|less| command(MAX_RECORD_BYTES - less))
+        .find(is_kept)
+        .unwrap();
+    assert!(most.encode().unwrap().len() <= MAX_RECORD_BYTES);
+    assert!(most.encode().unwrap().len() > MAX_RECORD_BYTES - 1000);
+    let mut store = OffsetStore::new();
+    store.apply(most);
+    assert!(store.contains("a"));
+    // What was kept of an earlier generation must not stay in its place.
+    store.apply(command(MAX_RECORD_BYTES));
+    assert!(!store.contains("a"));
+}
+
+#[test]
+fn a_store_without_records_is_written_as_the_first_version_reads_it() {
+    let mut store = OffsetStore::new();
+    store.apply(commit("a", partition(1, 0), offset(5, 10)));
+    let first = store.encode().unwrap();
+    assert_eq!(first.first(), Some(&1));
+    assert_eq!(OffsetStore::decode(&first).unwrap(), store);
+    store.apply(set("a", Some(record(1, b"all"))));
+    let second = store.encode().unwrap();
+    assert_eq!(second.first(), Some(&2));
+    assert_eq!(OffsetStore::decode(&second).unwrap(), store);
+    store.apply(set("a", None));
+    assert_eq!(store.encode().unwrap(), first);
+    assert_eq!(
+        OffsetStore::decode(&[3, 0]),
+        Err(OffsetDecodeError::Format(3))
+    );
+}
+
+#[test]
+fn only_a_record_belongs_to_a_term() {
+    assert_eq!(set("a", None).term(), Some(7));
+    assert_eq!(commit("a", partition(1, 0), offset(5, 10)).term(), None);
+}
+
+#[test]
 fn bytes_that_are_no_command_are_refused_and_say_why() {
     assert_eq!(OffsetCommand::decode(&[]), Err(OffsetDecodeError::Empty));
     assert_eq!(
@@ -150,6 +250,26 @@ fn the_encoding_of_a_command_does_not_change() {
     expected.extend(1_u128.to_be_bytes());
     expected.extend([4, 6, 1, 0, 8, 0]);
     assert_eq!(command.encode().unwrap(), expected);
+
+    assert_eq!(
+        set("g", None).encode().unwrap(),
+        [2, 5, 1, b'g', 7, 0],
+        "format, kind, group, term, no record"
+    );
+    let mut expected = vec![2, 5, 1, b'g', 7, 1, 6];
+    for text in ["consumer", "range", "m"] {
+        expected.push(u8::try_from(text.len()).unwrap());
+        expected.extend(text.as_bytes());
+    }
+    expected.extend([1, 1, b'm', 0, 1, b'c', 2, b'/', b'h']);
+    // Session and rebalance timeout, then one protocol and the assignment.
+    expected.extend([0xac, 2, 2, 1, 5]);
+    expected.extend(b"range");
+    expected.push(6);
+    expected.extend(b"topics");
+    expected.extend([3, b'a', b'l', b'l']);
+    let command = set("g", Some(record(3, b"all")));
+    assert_eq!(command.encode().unwrap(), expected);
 }
 
 fn any_command() -> impl Strategy<Value = OffsetCommand> {
@@ -170,6 +290,8 @@ fn any_command() -> impl Strategy<Value = OffsetCommand> {
         1 => (group, many((at, 0..5_i64), 0..4))
             .prop_map(|(group, offsets)| OffsetCommand::Expire { group, offsets }),
         1 => (1_u128..3).prop_map(|topic| OffsetCommand::DropTopic { topic: Uuid::from_u128(topic) }),
+        2 => (group, proptest::option::of((1..9_i32).prop_map(|it| record(it, b"part"))))
+            .prop_map(|(group, record)| set(&group, record)),
     ]
 }
 
@@ -193,6 +315,26 @@ fn model(commands: &[OffsetCommand]) -> BTreeMap<(String, TopicPartition), Commi
                 });
             }
             OffsetCommand::DropTopic { topic } => map.retain(|(_, at), _| at.topic != topic),
+            OffsetCommand::SetGroup { .. } => {}
+        }
+    }
+    map
+}
+
+/// The records after the same commands.
+fn model_of_records(commands: &[OffsetCommand]) -> BTreeMap<String, GroupRecord> {
+    let mut map = BTreeMap::new();
+    for command in commands.iter().cloned() {
+        match command {
+            OffsetCommand::SetGroup {
+                group,
+                record: Some(record),
+                ..
+            } => drop(map.insert(group, *record)),
+            OffsetCommand::SetGroup { group, .. } | OffsetCommand::DeleteGroup { group } => {
+                map.remove(&group);
+            }
+            _ => {}
         }
     }
     map
@@ -215,6 +357,7 @@ proptest! {
             })
             .collect();
         prop_assert_eq!(flat, model(&commands));
+        prop_assert_eq!(&store.records, &model_of_records(&commands));
         prop_assert!(store.groups.values().all(|offsets| !offsets.is_empty()));
         prop_assert_eq!(OffsetStore::decode(&store.encode().unwrap()).unwrap(), store);
     }

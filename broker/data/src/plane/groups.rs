@@ -1,8 +1,8 @@
-//! Committed offsets of consumer groups, kept in the shard of the group.
+//! Committed offsets of consumer groups and the records of their members, kept in the shard of the group.
 
 use std::sync::Arc;
 
-use palisade_coordinator::offsets::{OffsetCommand, OffsetStore};
+use palisade_coordinator::offsets::{GroupRecord, OffsetCommand, OffsetStore};
 use palisade_log::ShardId;
 
 use super::{DataPlane, handle::ShardHandle, produce::unexpected};
@@ -12,7 +12,8 @@ use crate::{
 };
 
 impl DataPlane {
-    /// Replicates a change of a group's committed offsets; returns how many were set or forgotten.
+    /// Replicates a change of a group's committed offsets or of its record; returns how many were set or forgotten. 0 for a record: this broker does not lead
+    /// the shard in the command's term any more.
     ///
     /// # Errors
     /// [`DataError::NotLeader`] when another broker coordinates the group, [`DataError::DiskFull`], ...
@@ -57,6 +58,19 @@ impl DataPlane {
                 read(*id, &handle.data.offsets.read());
             }
         }
+    }
+
+    /// The records of the groups of a shard, as they are applied here. Complete when this broker leads the shard.
+    #[must_use]
+    pub fn group_records(&self, shard: ShardId) -> Vec<(String, GroupRecord)> {
+        let Some(handle) = self.handle_of(shard) else {
+            return Vec::new();
+        };
+        let offsets = handle.data.offsets.read();
+        offsets
+            .records()
+            .map(|(group, record)| (group.to_owned(), record.clone()))
+            .collect()
     }
 
     fn group_shard(&self, group: &str) -> Result<Arc<ShardHandle>, DataError> {

@@ -48,7 +48,8 @@ fn may_read(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     is_coordinator(ctx, group)
 }
 
-/// Whether groups like this one are asked for here: who leads the shard that keeps a group's offsets is its coordinator.
+/// Whether groups like this one are asked for here: who leads the shard that keeps a group's offsets is its coordinator. If so, what was kept of its members
+/// has been loaded.
 pub(super) fn is_coordinator(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if ctx.broker.coordinates(group) {
         Ok(())

@@ -28,14 +28,14 @@ const CLASSIC: &str = "classic";
 
 /// Whether a group has members or committed offsets.
 pub(crate) fn exists(ctx: &Context, group: &str) -> bool {
-    has_offsets(ctx, group)
+    is_kept(ctx, group)
         || ctx
             .broker
             .groups
             .with(|groups, _| groups.describe(group).is_some())
 }
 
-fn has_offsets(ctx: &Context, group: &str) -> bool {
+fn is_kept(ctx: &Context, group: &str) -> bool {
     ctx.broker
         .data
         .read_offsets(group, |store| store.contains(group))
@@ -72,7 +72,7 @@ fn describe_one(ctx: &Context, group: &GroupId) -> DescribedGroup {
     if let Some(found) = ctx.broker.groups.with(|groups, _| groups.describe(group)) {
         return present(described, found);
     }
-    let state = if has_offsets(ctx, group) {
+    let state = if is_kept(ctx, group) {
         GroupState::Empty
     } else {
         GroupState::Dead
@@ -111,8 +111,10 @@ fn present(described: DescribedGroup, found: GroupDescription) -> DescribedGroup
 pub(crate) fn list(ctx: &Context, request: &ListGroupsRequest) -> ListGroupsResponse {
     let everything = ctx.shows(Operation::Describe, ResourceType::Cluster, CLUSTER_NAME);
     let mut groups: BTreeMap<String, (GroupState, String)> = BTreeMap::new();
+    ctx.broker.take_up_groups();
     ctx.broker.data.each_offset_store(|_, store| {
-        for group in store.groups() {
+        let recorded = store.records().map(|(group, _)| group);
+        for group in store.groups().chain(recorded) {
             groups.insert(group.to_owned(), (GroupState::Empty, String::new()));
         }
     });

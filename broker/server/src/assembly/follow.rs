@@ -1,6 +1,10 @@
 //! What a running broker follows: files that change under it, credentials that are withdrawn, and time.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use palisade_config::BrokerConfig;
 use palisade_coordinator::{group::TopicUse, offsets::OffsetCommand};
@@ -25,6 +29,10 @@ const CHECKPOINT_SHARE: u32 = 50;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Offsets that a group does not use any more are kept so long; Kafka's `offsets.retention.minutes`.
 const OFFSET_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often it is looked which groups are coordinated here: leadership is announced a moment after who leads.
+const COORDINATORS: Duration = Duration::from_secs(1);
+/// Groups without members and offsets are shown so long.
+const IDLE_GROUPS: Duration = Duration::from_secs(10 * 60);
 
 /// Follows the configuration, the TLS files and the keys.
 pub(super) async fn files(plan: Plan, state: Arc<State>, stopping: CancellationToken) {
@@ -139,10 +147,13 @@ pub(super) async fn credentials(
     }
 }
 
-/// Gives up the groups whose shard another broker leads now: their members find the new coordinator.
+/// Takes up the groups of the shards that this broker leads, whose members' sessions run from then on, and gives up those whose shard another broker leads now:
+/// their members find the new coordinator.
 pub(super) async fn coordinators(broker: Arc<Broker>, stopping: CancellationToken) {
     let mut leaders = broker.data.leaders();
     loop {
+        broker.give_up_groups();
+        broker.take_up_groups();
         tokio::select! {
             () = stopping.cancelled() => return,
             changed = leaders.changed() => {
@@ -150,8 +161,8 @@ pub(super) async fn coordinators(broker: Arc<Broker>, stopping: CancellationToke
                     return;
                 }
             }
+            () = sleep(COORDINATORS) => {}
         }
-        broker.groups.resign(|group| !broker.coordinates(group));
     }
 }
 
@@ -179,7 +190,7 @@ pub(super) async fn checkpoints(broker: Arc<Broker>, stopping: CancellationToken
     }
 }
 
-/// Expires offsets.
+/// Expires offsets, and forgets groups of which nothing is left.
 pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToken) {
     let mut ticks = interval(HOUSEKEEPING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -193,6 +204,26 @@ pub(super) async fn housekeeping(broker: Arc<Broker>, stopping: CancellationToke
         if broker.cluster.metadata.leader().borrow().leader.is_some() {
             expire_offsets(&broker, &mut tenures).await;
         }
+        forget_groups(&broker);
+    }
+}
+
+fn forget_groups(broker: &Broker) {
+    let idle = broker
+        .groups
+        .with(|groups, now| groups.idle_for(now, IDLE_GROUPS));
+    // Offsets are read without the groups' lock, see `expire_offsets`.
+    let is_empty = |group: &String| {
+        let kept = broker
+            .data
+            .read_offsets(group, |store| store.contains(group));
+        kept.is_ok_and(|kept| !kept)
+    };
+    let empty: BTreeSet<String> = idle.into_iter().filter(is_empty).collect();
+    if !empty.is_empty() {
+        broker
+            .groups
+            .with(|groups, _| groups.forget_idle(|group| empty.contains(group)));
     }
 }
 
@@ -240,7 +271,7 @@ async fn expire_offsets(broker: &Broker, tenures: &mut Tenures) {
             TopicUse::InUse => None,
             TopicUse::EmptyFor(time) => Some(now - i64::try_from(time.as_millis()).unwrap_or(0)),
             TopicUse::Unsubscribed => Some(i64::MIN),
-            // Who has members is not replicated: they have had no time to come before this broker coordinated the group.
+            // A rebalance is not kept: its members have had no time to come before this broker coordinated the group.
             TopicUse::Unknown => image
                 .shard_of_group(group)
                 .and_then(|shard| tenures.since(shard)),

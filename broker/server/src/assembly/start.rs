@@ -208,7 +208,8 @@ pub(crate) async fn start(plan: &Plan) -> Result<Running, StartError> {
         Arc::clone(&state),
         stopped.clone(),
     ));
-    background.spawn(groups.run(stopping.clone()));
+    background.spawn(Arc::clone(&groups).run(stopping.clone()));
+    background.spawn(groups.keep(Arc::clone(&broker), stopping.clone()));
     background.spawn(follow::files(
         plan.clone(),
         Arc::clone(&state),

@@ -4,6 +4,7 @@
 mod access;
 mod bad_input;
 mod client;
+mod groups;
 mod keys;
 mod lifecycle;
 mod ports;
@@ -94,6 +95,7 @@ async fn boot(dir: &Path) -> (Running, Zeroizing<String>) {
     let plan = Plan {
         file: prepared.config_file,
         hostname: "dev-0".to_owned(),
+        rack: None,
         user: Some(prepared.admin),
     };
     (start(&plan).await.unwrap(), password)

@@ -117,6 +117,12 @@ fn the_use_of_a_topic_depends_on_subscriptions_and_on_when_the_group_became_empt
     );
     assert_eq!(
         broker.groups.topic_use(broker.now, "g", "clicks"),
+        TopicUse::InUse,
+        "someone who subscribes to it may still join"
+    );
+    broker.synced(sync_request(&joined.member, 1, &[])).unwrap();
+    assert_eq!(
+        broker.groups.topic_use(broker.now, "g", "clicks"),
         TopicUse::Unsubscribed
     );
     let leaving = LeavingMember {
@@ -127,6 +133,13 @@ fn the_use_of_a_topic_depends_on_subscriptions_and_on_when_the_group_became_empt
     broker.at(30.0);
     let since = TopicUse::EmptyFor(Duration::from_secs(30));
     assert_eq!(broker.groups.topic_use(broker.now, "g", "orders"), since);
+    let idle = |seconds| {
+        broker
+            .groups
+            .idle_for(broker.now, Duration::from_secs(seconds))
+    };
+    assert!(idle(31).is_empty());
+    assert!(idle(30).contains("g"));
     broker.groups.forget_idle(|group| group == "g");
     assert_eq!(broker.groups.describe("g"), None);
 }

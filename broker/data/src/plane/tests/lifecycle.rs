@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use palisade_coordinator::offsets::{CommittedOffset, OffsetCommand, TopicPartition};
+use palisade_coordinator::offsets::{
+    CommittedOffset, GroupRecord, MemberRecord, OffsetCommand, TopicPartition,
+};
 use palisade_log::{Offset, TopicId};
 
 use super::bench::{Bench, P0, batch, eventually, fetch, produce, read_values};
@@ -171,6 +173,55 @@ async fn committed_offsets_survive_kills_and_checkpoints() {
         let mut groups = Vec::new();
         plane.each_offset_store(|_, offsets| groups.extend(offsets.groups().map(str::to_owned)));
         assert_eq!(groups, ["group"]);
+        if checkpoint {
+            plane.checkpoint().await.unwrap();
+        }
+        bench.kill(plane).await;
+    }
+}
+
+fn membership(generation: i32) -> GroupRecord {
+    GroupRecord {
+        generation,
+        protocol_type: "consumer".to_owned(),
+        protocol: "range".to_owned(),
+        leader: "m".to_owned(),
+        members: vec![MemberRecord {
+            member: "m".to_owned(),
+            instance: None,
+            client_id: "c".to_owned(),
+            client_host: "/h".to_owned(),
+            session_timeout_ms: 10_000,
+            rebalance_timeout_ms: 10_000,
+            protocols: vec![("range".to_owned(), bytes::Bytes::from_static(b"topics"))],
+            assignment: bytes::Bytes::from_static(b"all"),
+        }],
+    }
+}
+
+async fn set_group(plane: &DataPlane, term: u64, generation: i32) -> usize {
+    let record = Some(Box::new(membership(generation)));
+    let command = OffsetCommand::set_group("group".to_owned(), term, record);
+    plane.apply_offsets("group", command).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_groups_survive_with_and_without_a_checkpoint_and_belong_to_their_term() {
+    let bench = Bench::new();
+    let mut written = Vec::new();
+    for (generation, checkpoint) in [(1, false), (2, true), (3, false)] {
+        let plane = bench.start().await;
+        let shard = bench.catalog.shard_of_group("group").unwrap();
+        assert_eq!(plane.group_records(shard), written);
+        let term = plane.leads(shard).unwrap();
+        assert_eq!(set_group(&plane, term, generation).await, 1);
+        assert_eq!(
+            set_group(&plane, term - 1, 77).await,
+            0,
+            "of an earlier leader"
+        );
+        written = vec![("group".to_owned(), membership(generation))];
+        assert_eq!(plane.group_records(shard), written);
         if checkpoint {
             plane.checkpoint().await.unwrap();
         }
