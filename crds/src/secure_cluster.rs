@@ -102,7 +102,6 @@ pub struct SecureClusterSpec {
 /// The broker pods.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!has(self.rackKey)", "rackKey is not available in this version: remove it"))]
 pub struct Brokers {
     /// How many. Three or more survive the loss of one without losing a record. More may be added later, and those after the third removed: the last one first,
     /// each stopped when everything it holds has moved to the others, and refused while a topic's replicas need it.
@@ -110,9 +109,11 @@ pub struct Brokers {
     #[schemars(range(min = 1, max = 99))]
     #[x_kube(validation = ("self >= oldSelf || self >= 3", "the first three brokers cannot be removed: write 3 or more, or the former number"))]
     pub replicas: i32,
-    /// Node label whose value is the broker's rack; replicas are spread over racks. Refused in this version.
+    /// Node label whose value is the broker's rack (`broker.rack`): brokers and replicas are spread over racks, and consumers that name their rack read from a
+    /// replica in it. `topology.kubernetes.io/zone` or `topology.kubernetes.io/region`, which Kubernetes (since 1.35) copies from nodes to pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 316))]
+    #[x_kube(validation = ("self in ['topology.kubernetes.io/zone', 'topology.kubernetes.io/region']", "rackKey is not a label that Kubernetes copies from nodes to pods: write topology.kubernetes.io/zone or topology.kubernetes.io/region"))]
     pub rack_key: Option<String>,
     /// CPU and memory of each broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]

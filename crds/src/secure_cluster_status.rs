@@ -69,6 +69,9 @@ pub struct BrokerObservation {
     /// Kafka broker id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub broker_id: Option<i32>,
+    /// Where it stands, when `spec.brokers.rackKey` is given and its node has that label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
     /// Version of the broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

@@ -11,6 +11,9 @@ pub struct BrokerStatus {
     pub broker_id: i32,
     /// Kafka cluster id.
     pub cluster_id: String,
+    /// Where it stands; `None` when that is not known.
+    #[serde(default)]
+    pub rack: Option<String>,
     /// Version of the binary.
     pub version: String,
     /// `version` of the configuration that is in effect.

@@ -9,6 +9,11 @@ use crate::{
 /// Brokers that form a cluster: as many as vote on its metadata.
 const MAX_SEEDS: usize = 5;
 
+/// What a write-ahead log file may have: one append takes half of it at most, which has to be more than the largest batch of a topic by default (1 MiB).
+const WAL_FILE_BYTES: std::ops::RangeInclusive<u64> = 4 << 20..=4095 << 20;
+/// Unit in which they are written.
+const WAL_BLOCK: u64 = 4096;
+
 /// Why a configuration is refused; the message says what to write instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,11 +64,15 @@ impl BrokerConfig {
         warnings
     }
 
-    /// The configuration of the pod with this host name: placeholders replaced, `node.id` filled in.
+    /// The configuration of the pod with this host name: placeholders replaced, `node.id` filled in. `rack` takes the place of `node.rack`, and is empty where it
+    /// is not known; one file serves pods in many racks.
     ///
     /// # Errors
     /// [`ConfigError::NoOrdinal`] when `node.id` is absent and the host name ends in no number.
-    pub fn for_pod(mut self, hostname: &str) -> Result<Self, ConfigError> {
+    pub fn for_pod(mut self, hostname: &str, rack: Option<&str>) -> Result<Self, ConfigError> {
+        if let Some(rack) = rack {
+            self.node.rack = Some(rack.to_owned()).filter(|rack| !rack.is_empty());
+        }
         let pod = hostname.split('.').next().unwrap_or(hostname);
         let ordinal = pod
             .rsplit_once('-')
@@ -76,7 +85,7 @@ impl BrokerConfig {
         self.node.id = Some(id);
         let fill = |text: &str| {
             text.replace("{pod}", pod)
-                .replace("{ordinal}", &id.to_string())
+                .replace("{ordinal}", &ordinal.unwrap_or(id).to_string())
         };
         for seed in &mut self.cluster.seeds {
             seed.address = fill(&seed.address);
@@ -120,12 +129,14 @@ impl BrokerConfig {
         if !(1..=64).contains(&self.storage.data_shards) {
             return invalid("storage.data_shards must be 1 to 64".to_owned());
         }
-        if self.storage.wal_file_size.bytes() < 1 << 20
-            || self.storage.segment_size.bytes() < 1 << 20
-        {
-            return invalid(
-                "storage.wal_file_size and storage.segment_size must be at least 1Mi".to_owned(),
-            );
+        let wal = self.storage.wal_file_size.bytes();
+        if !WAL_FILE_BYTES.contains(&wal) || !wal.is_multiple_of(WAL_BLOCK) {
+            return invalid(format!(
+                "storage.wal_file_size is {wal} bytes: write a multiple of 4Ki from 4Mi to 4095Mi, such as 64Mi"
+            ));
+        }
+        if self.storage.segment_size.bytes() < 1 << 20 {
+            return invalid("storage.segment_size must be at least 1Mi".to_owned());
         }
         if self.control.tls.client_ca.is_none() {
             return invalid("control.tls.client_ca is missing: the control port accepts only certificates of the cluster authority".to_owned());
@@ -313,7 +324,7 @@ mod tests {
     fn placeholders_and_the_id_come_from_the_host_name() {
         let config = BrokerConfig::parse(GOOD)
             .unwrap()
-            .for_pod("events-2.events-brokers.messaging.svc")
+            .for_pod("events-2.events-brokers.messaging.svc", None)
             .unwrap();
         assert_eq!(config.node.id, Some(2));
         assert_eq!(config.control.advertised_host, "events-2.events-brokers");
@@ -327,13 +338,50 @@ mod tests {
         );
         let error = BrokerConfig::parse(GOOD)
             .unwrap()
-            .for_pod("laptop")
+            .for_pod("laptop", None)
             .unwrap_err()
             .to_string();
         assert_eq!(
             error,
             "cannot tell the broker id from host name `laptop`: set node.id, or run under a name that ends in -<number>"
         );
+    }
+
+    #[test]
+    fn the_ordinal_is_that_of_the_host_name_whatever_the_id_is() {
+        let mut config = BrokerConfig::parse(GOOD).unwrap();
+        config.node.id = Some(7);
+        config.control.advertised_host = "b{ordinal}.example".to_owned();
+        let host = |name| {
+            let pod = config.clone().for_pod(name, None).unwrap();
+            (pod.node.id, pod.control.advertised_host)
+        };
+        assert_eq!(host("events-2"), (Some(7), "b2.example".to_owned()));
+        assert_eq!(host("laptop"), (Some(7), "b7.example".to_owned()));
+    }
+
+    #[test]
+    fn files_of_the_write_ahead_log_have_room_for_the_largest_batch() {
+        for wrong in [1 << 20, (8 << 20) + 1, 4096 << 20] {
+            let message = refused(|config| config.storage.wal_file_size = crate::ByteSize(wrong));
+            assert!(
+                message.contains("write a multiple of 4Ki from 4Mi"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pods_rack_takes_the_place_of_the_configured_one() {
+        let mut config = BrokerConfig::parse(GOOD).unwrap();
+        config.node.rack = Some("room-1".to_owned());
+        let rack = |given| {
+            let pod = config.clone().for_pod("events-2", given).unwrap();
+            pod.node.rack
+        };
+        assert_eq!(rack(None).as_deref(), Some("room-1"));
+        assert_eq!(rack(Some("zone-b")).as_deref(), Some("zone-b"));
+        assert_eq!(rack(Some("")), None);
     }
 
     #[test]
@@ -398,14 +446,14 @@ mod tests {
         assert_eq!(BrokerConfig::parse(&rendered).unwrap(), config);
         // Neither a seed nor one that is not: both have a place in a cluster.
         for host in ["events-0", "events-4"] {
-            assert!(config.clone().for_pod(host).is_ok());
+            assert!(config.clone().for_pod(host, None).is_ok());
         }
     }
 
     #[test]
     fn placeholders_are_replaced_in_seeds() {
         let config = with_seeds(&[(2, "{pod}.brokers:9090"), (3, "b{ordinal}x:9090")]).unwrap();
-        let config = config.for_pod("events-2").unwrap();
+        let config = config.for_pod("events-2", None).unwrap();
         assert_eq!(config.cluster.seeds[0].address, "events-2.brokers:9090");
         assert_eq!(config.cluster.seeds[1].address, "b2x:9090");
     }

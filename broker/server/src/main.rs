@@ -23,6 +23,9 @@ enum Command {
         /// Host name that `{pod}` and `{ordinal}` in the configuration stand for.
         #[arg(long, env = "POD_NAME", value_name = "NAME")]
         hostname: Option<String>,
+        /// Where the broker stands, in place of `node.rack` in the configuration; empty: it is not known.
+        #[arg(long, env = "BROKER_RACK", value_name = "NAME")]
+        rack: Option<String>,
     },
     /// Run a single broker on loopback, with everything it needs made on the first start.
     Dev {
@@ -63,7 +66,11 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<(), StartError> {
     match command {
-        Command::Run { config, hostname } => palisade_server::run(&config, hostname),
+        Command::Run {
+            config,
+            hostname,
+            rack,
+        } => palisade_server::run(&config, hostname, rack),
         Command::Dev {
             data_dir,
             port,

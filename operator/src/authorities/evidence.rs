@@ -149,6 +149,7 @@ mod tests {
         BrokerStatus {
             broker_id: 0,
             cluster_id: "c".to_owned(),
+            rack: None,
             version: "1".to_owned(),
             config_version: "1".to_owned(),
             ready: true,

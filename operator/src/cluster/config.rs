@@ -170,7 +170,7 @@ mod tests {
         let config = validate(&fixture()).unwrap().config;
         let read = BrokerConfig::parse(&config.render().unwrap())
             .unwrap()
-            .for_pod("events-0")
+            .for_pod("events-0", None)
             .unwrap();
         assert_eq!(read.node.id, Some(0));
         assert_eq!(

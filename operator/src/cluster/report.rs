@@ -218,6 +218,7 @@ fn observation(broker: &BrokerView) -> BrokerObservation {
             return BrokerObservation {
                 pod: broker.pod.clone(),
                 broker_id: None,
+                rack: None,
                 version: None,
                 ready: false,
                 config_version: None,
@@ -230,6 +231,7 @@ fn observation(broker: &BrokerView) -> BrokerObservation {
     BrokerObservation {
         pod: broker.pod.clone(),
         broker_id: Some(status.broker_id),
+        rack: status.rack.clone(),
         version: Some(status.version.clone()),
         ready: status.ready,
         config_version: Some(status.config_version.clone()),
@@ -273,6 +275,7 @@ pub fn full_name(object: &impl ResourceExt) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use k8s_openapi::api::apps::v1::StatefulSetStatus;
     use palisade_config::status::EndpointTrust;
 
     use super::*;
@@ -283,6 +286,14 @@ mod tests {
     };
 
     fn report(object: &SecureCluster, change: impl FnOnce(&mut BrokerView)) -> SecureClusterStatus {
+        report_of(object, None, change)
+    }
+
+    fn report_of(
+        object: &SecureCluster,
+        stateful_set: Option<&StatefulSet>,
+        change: impl FnOnce(&mut BrokerView),
+    ) -> SecureClusterStatus {
         let cluster = validate(object).unwrap();
         let start = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let authority = AuthorityRecord::generate(
@@ -319,7 +330,7 @@ mod tests {
             Findings {
                 cluster: &cluster,
                 brokers: &[view],
-                stateful_set: None,
+                stateful_set,
                 leaves: &leaves,
                 cluster_authority: &authority,
                 clients_authority: &clients,
@@ -422,6 +433,39 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_broker_without_a_rack_is_reported_once_its_pod_is_of_the_present_template() {
+        let mut object = fixture();
+        object.spec.brokers.rack_key = Some("topology.kubernetes.io/zone".to_owned());
+        let set = |updated| StatefulSet {
+            status: Some(StatefulSetStatus {
+                replicas: 1,
+                updated_replicas: Some(updated),
+                ..StatefulSetStatus::default()
+            }),
+            ..StatefulSet::default()
+        };
+        let degraded = |updated, rack: Option<&str>| {
+            let status = report_of(&object, Some(&set(updated)), |view| {
+                view.status.as_mut().unwrap().rack = rack.map(ToOwned::to_owned);
+            });
+            condition(&status, ConditionType::Degraded)
+        };
+        assert_eq!(degraded(0, None).0, "False");
+        assert_eq!(degraded(1, Some("zone-a")).0, "False");
+        let (status, reason, message) = degraded(1, None);
+        assert_eq!(
+            (status.as_str(), reason.as_str()),
+            ("True", "BrokerProblem")
+        );
+        assert!(
+            message.starts_with(
+                "events-0 knows no rack: label its node with topology.kubernetes.io/zone"
+            ),
+            "{message}"
+        );
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Cluster {
     pub wanted: i32,
     /// Number of brokers that stand: more than are asked for while some of them leave.
     pub replicas: i32,
+    /// Node label whose value is a broker's rack.
+    pub rack_key: Option<String>,
     /// The ports for clients.
     pub listeners: Vec<ClientListener>,
     /// The authority of brokers' certificates.
@@ -53,6 +55,12 @@ pub struct Cluster {
     /// What brokers read, its version filled in.
     pub config: BrokerConfig,
 }
+
+/// Node labels that Kubernetes copies to pods (KEP-4742), so that a broker learns its rack without a right to read nodes.
+const RACK_KEYS: [&str; 2] = [
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+];
 
 /// A port for clients.
 #[derive(Clone, Debug)]
@@ -178,6 +186,14 @@ pub fn validate(cluster: &SecureCluster) -> Result<Cluster, String> {
             spec.brokers.replicas
         ));
     }
+    if let Some(key) = &spec.brokers.rack_key
+        && !RACK_KEYS.contains(&key.as_str())
+    {
+        return Err(format!(
+            "spec.brokers.rackKey `{key}` is not a label that Kubernetes copies from nodes to pods: write {}",
+            RACK_KEYS.join(" or ")
+        ));
+    }
     let kek_secret = cluster
         .key_secret()
         .ok_or("spec.logEncryption.keyProvider names no Secret: write secret: {name: ...}")?
@@ -242,6 +258,7 @@ pub fn validate(cluster: &SecureCluster) -> Result<Cluster, String> {
         leaf_validity: duration(spec.certificates.leaf_validity, "leafValidity")?,
         wanted: spec.brokers.replicas,
         replicas: spec.brokers.replicas,
+        rack_key: spec.brokers.rack_key.clone(),
         listeners,
         kek_secret,
         volume_bytes: spec.storage.size.bytes(),
@@ -379,6 +396,13 @@ pub(crate) mod tests {
         let message =
             refused(|cluster| cluster.spec.authorization.super_users = vec!["User:*".to_owned()]);
         assert!(message.contains("not one principal"), "{message}");
+        let message = refused(|cluster| {
+            cluster.spec.brokers.rack_key = Some("example.com/room".to_owned());
+        });
+        assert!(
+            message.ends_with("write topology.kubernetes.io/zone or topology.kubernetes.io/region"),
+            "{message}"
+        );
         let message = refused(|cluster| {
             cluster.spec.log_encryption.key_provider.secret = Some(palisade_crds::NameRef {
                 name: "events-cluster-ca".to_owned(),

@@ -141,6 +141,9 @@ pub(super) fn degradation(findings: &Findings<'_>) -> (bool, Reason, String) {
             );
         }
     }
+    if let Some(message) = without_rack(findings) {
+        return (true, Reason::BrokerProblem, message);
+    }
     let silent: Vec<_> = findings
         .brokers
         .iter()
@@ -161,6 +164,26 @@ pub(super) fn degradation(findings: &Findings<'_>) -> (bool, Reason, String) {
         );
     }
     (false, Reason::Settled, String::new())
+}
+
+/// A broker that runs as the spec says and knows no rack although it should: its replicas are spread over nothing.
+fn without_rack(findings: &Findings<'_>) -> Option<String> {
+    let key = findings.cluster.rack_key.as_deref()?;
+    let set = findings.stateful_set?;
+    let pods = set.status.as_ref()?;
+    // Those that still run without the label in their environment are about to be replaced.
+    let rolled_out = pods.observed_generation == set.metadata.generation
+        && pods.updated_replicas == Some(pods.replicas);
+    let lost = findings.brokers.iter().find(|broker| {
+        let status = broker.status.as_ref();
+        status.is_ok_and(|status| status.ready && status.rack.is_none())
+    })?;
+    rolled_out.then(|| {
+        format!(
+            "{} knows no rack: label its node with {key} and delete the pod; Kubernetes before 1.35 does not copy the label to pods, remove rackKey there",
+            lost.pod
+        )
+    })
 }
 
 pub(super) fn certificates(findings: &Findings<'_>) -> (bool, Reason, String) {

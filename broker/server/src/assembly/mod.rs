@@ -49,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) file: PathBuf,
     /// Host name that placeholders stand for.
     pub(crate) hostname: String,
+    /// Rack that takes the place of the configuration's; empty: not known.
+    pub(crate) rack: Option<String>,
     /// A user that is made when it is not there.
     pub(crate) user: Option<BootstrapUser>,
 }
@@ -62,7 +64,7 @@ impl Plan {
             error,
         })?;
         BrokerConfig::parse(&text)
-            .and_then(|config| config.for_pod(&self.hostname))
+            .and_then(|config| config.for_pod(&self.hostname, self.rack.as_deref()))
             .map_err(|error| StartError::Config {
                 path: self.file.clone(),
                 reason: error.to_string(),
@@ -74,10 +76,11 @@ impl Plan {
 ///
 /// # Errors
 /// [`StartError`] when it does not start.
-pub fn run(file: &Path, hostname: Option<String>) -> Result<(), StartError> {
+pub fn run(file: &Path, hostname: Option<String>, rack: Option<String>) -> Result<(), StartError> {
     let plan = Plan {
         file: file.to_owned(),
         hostname: hostname.unwrap_or_else(machine_name),
+        rack,
         user: None,
     };
     serve(&plan, None)
@@ -92,6 +95,7 @@ pub fn run_dev(options: &dev::DevOptions) -> Result<(), StartError> {
     let plan = Plan {
         file: prepared.config_file,
         hostname: "palisade-dev-0".to_owned(),
+        rack: None,
         user: Some(prepared.admin),
     };
     serve(&plan, Some(&prepared.greeting))
@@ -105,6 +109,7 @@ pub fn check(file: &Path, hostname: Option<String>) -> Result<(), StartError> {
     let plan = Plan {
         file: file.to_owned(),
         hostname: hostname.unwrap_or_else(machine_name),
+        rack: None,
         user: None,
     };
     let config = plan.read()?;

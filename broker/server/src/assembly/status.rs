@@ -175,6 +175,11 @@ impl State {
         BrokerStatus {
             broker_id: self.broker.node_id,
             cluster_id: self.broker.cluster_id.clone(),
+            // As it is registered: a change in the file takes effect with the next start.
+            rack: image
+                .brokers
+                .get(&self.broker.node_id)
+                .and_then(|broker| broker.rack.clone()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config_version: config.version.clone(),
             ready: self.readiness().is_ok(),

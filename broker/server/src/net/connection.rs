@@ -296,6 +296,10 @@ impl<A: Application> Connection<A> {
                     let session = Arc::clone(session);
                     if !self.reauthenticates(&request)? {
                         self.serial = request.api != ApiKey::Produce;
+                        // These wait for other members, as long as a client likes, and first let go of their frame: others must not wait for its share.
+                        let waits_for_others =
+                            matches!(request.api, ApiKey::JoinGroup | ApiKey::SyncGroup);
+                        let share = share.filter(|_| !waits_for_others);
                         let answer = Arc::clone(&self.shared.application).handle(session, *request);
                         self.in_flight.push_back(Box::pin(async move {
                             let reply = answer.await;

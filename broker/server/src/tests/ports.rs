@@ -78,6 +78,7 @@ async fn start_with(dir: &TempDir, change: impl FnOnce(&mut BrokerConfig)) -> Ru
     let plan = Plan {
         file: prepared.config_file,
         hostname: "dev-0".to_owned(),
+        rack: None,
         user: Some(BootstrapUser { name, password }),
     };
     start(&plan).await.unwrap()

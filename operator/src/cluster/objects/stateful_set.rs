@@ -89,7 +89,7 @@ fn template(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> Po
     let BrokerTemplate { metadata, spec } = additions;
     let metadata = metadata.unwrap_or_default();
     let placement = spec.unwrap_or_default();
-    let spread = spread(&cluster.name, &placement);
+    let spread = spread(&cluster.name, cluster.rack_key.as_deref(), &placement);
     // The operator's own keys win over what the template adds.
     let mut labels = metadata.labels;
     labels.extend(names::cluster_labels(&cluster.name));
@@ -137,14 +137,19 @@ fn pull_secrets(settings: &Settings) -> Option<Vec<LocalObjectReference>> {
     (!secrets.is_empty()).then_some(secrets)
 }
 
-/// How the brokers spread over nodes: as the template says; where it says nothing of where they go, no two on one node if there are others.
-fn spread(cluster: &str, placement: &BrokerTemplateSpec) -> Vec<TopologySpreadConstraint> {
+/// How the brokers spread over racks and nodes: as the template says; where it says nothing of where they go, as many in each rack, and no two on one node if
+/// there are others.
+fn spread(
+    cluster: &str,
+    rack_key: Option<&str>,
+    placement: &BrokerTemplateSpec,
+) -> Vec<TopologySpreadConstraint> {
     if placement.affinity.is_some() || !placement.topology_spread_constraints.is_empty() {
         return placement.topology_spread_constraints.clone();
     }
-    vec![TopologySpreadConstraint {
+    let evenly_over = |key: &str| TopologySpreadConstraint {
         max_skew: 1,
-        topology_key: "kubernetes.io/hostname".to_owned(),
+        topology_key: key.to_owned(),
         // Brokers that run side by side are better than brokers that do not run.
         when_unsatisfiable: "ScheduleAnyway".to_owned(),
         label_selector: Some(LabelSelector {
@@ -152,7 +157,12 @@ fn spread(cluster: &str, placement: &BrokerTemplateSpec) -> Vec<TopologySpreadCo
             ..LabelSelector::default()
         }),
         ..TopologySpreadConstraint::default()
-    }]
+    };
+    rack_key
+        .into_iter()
+        .chain(["kubernetes.io/hostname"])
+        .map(evenly_over)
+        .collect()
 }
 
 fn non_empty(map: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
@@ -181,17 +191,7 @@ fn container(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> C
                 .map(ToOwned::to_owned)
                 .into(),
         ),
-        env: Some(vec![EnvVar {
-            name: "POD_NAME".to_owned(),
-            value_from: Some(EnvVarSource {
-                field_ref: Some(ObjectFieldSelector {
-                    api_version: Some("v1".to_owned()),
-                    field_path: "metadata.name".to_owned(),
-                }),
-                ..EnvVarSource::default()
-            }),
-            ..EnvVar::default()
-        }]),
+        env: Some(environment(cluster.rack_key.as_deref())),
         ports: Some(own.into_iter().chain(listeners).collect()),
         resources: Some(ResourceRequirements {
             requests: (!resources.requests.is_empty()).then_some(resources.requests),
@@ -236,6 +236,26 @@ fn container(owner: &SecureCluster, cluster: &Cluster, settings: &Settings) -> C
         ),
         ..Container::default()
     }
+}
+
+/// What the broker is told of its pod. Where the node has no label of that name, the rack is empty.
+fn environment(rack_key: Option<&str>) -> Vec<EnvVar> {
+    let from_pod = |name: &str, field_path: String| EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: Some("v1".to_owned()),
+                field_path,
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let rack = rack_key.map(|key| from_pod("BROKER_RACK", format!("metadata.labels['{key}']")));
+    [from_pod("POD_NAME", "metadata.name".to_owned())]
+        .into_iter()
+        .chain(rack)
+        .collect()
 }
 
 fn probe(path: &str, period: i32, failures: i32) -> Probe {
@@ -360,7 +380,7 @@ mod tests {
 
     #[test]
     fn brokers_spread_over_nodes_unless_the_template_says_where_they_go() {
-        let spread = spread("events", &BrokerTemplateSpec::default());
+        let spread = spread("events", None, &BrokerTemplateSpec::default());
         assert_eq!(
             (spread.len(), spread[0].topology_key.as_str()),
             (1, "kubernetes.io/hostname")
@@ -377,12 +397,44 @@ mod tests {
             topology_spread_constraints: vec![own.clone()],
             ..BrokerTemplateSpec::default()
         };
-        assert_eq!(super::spread("events", &placement), [own]);
+        assert_eq!(
+            super::spread("events", Some("topology.kubernetes.io/zone"), &placement),
+            [own]
+        );
         let placement = BrokerTemplateSpec {
             affinity: Some(Default::default()),
             ..BrokerTemplateSpec::default()
         };
-        assert_eq!(super::spread("events", &placement), []);
+        assert_eq!(super::spread("events", None, &placement), []);
+    }
+
+    #[test]
+    fn brokers_learn_their_rack_from_a_label_of_their_pod_and_spread_over_racks() {
+        let mut owner = fixture();
+        let variables = |owner: &SecureCluster| {
+            let env = pod(owner).spec.unwrap().containers[0].env.clone().unwrap();
+            env.into_iter()
+                .map(|variable| {
+                    let field = variable.value_from.unwrap().field_ref.unwrap();
+                    (variable.name, field.field_path)
+                })
+                .collect::<Vec<_>>()
+        };
+        let name = ("POD_NAME".to_owned(), "metadata.name".to_owned());
+        assert_eq!(variables(&owner), std::slice::from_ref(&name));
+        owner.spec.brokers.rack_key = Some("topology.kubernetes.io/zone".to_owned());
+        let rack = "metadata.labels['topology.kubernetes.io/zone']".to_owned();
+        assert_eq!(variables(&owner), [name, ("BROKER_RACK".to_owned(), rack)]);
+        let spread = pod(&owner).spec.unwrap().topology_spread_constraints;
+        let keys: Vec<_> = spread
+            .into_iter()
+            .flatten()
+            .map(|constraint| constraint.topology_key)
+            .collect();
+        assert_eq!(
+            keys,
+            ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        );
     }
 
     #[test]
