@@ -29,6 +29,7 @@ pub const FIRST_PRODUCE: &str = "start to first produce";
 pub const RESIDENT: &str = "RSS per broker";
 pub const IDLE_CPU: &str = "idle CPU per broker";
 pub const AGAINST_12: &str = "throughput against 12 partitions";
+pub const FIRST_RECORDS: &str = "time for a record to each partition, the first";
 pub const SPREAD: &str = "throughput with every partition in turn";
 
 /// A throughput cell of three brokers: name, size of a record, partitions.
@@ -97,6 +98,7 @@ pub fn all() -> Vec<Spec> {
         spec(MANY, RESIDENT, "MB", Within(400.0)),
         spec(MANY, IDLE_CPU, "% of a core", Within(5.0)),
         spec(MANY, FIRST_PRODUCE, "s", Within(5.0)),
+        spec(MANY, FIRST_RECORDS, "s", Nothing),
         spec(MANY, AGAINST_12, "×", OwnAtLeast(0.7)),
         spec(MANY, SPREAD, "MB/s", Nothing),
     ]);

@@ -101,8 +101,8 @@ async fn measure(target: &Target, login: Login, timing: Timing) -> Result<Rate> 
         });
     }
     tokio::time::sleep(timing.warm).await;
-    let meter = CpuMeter::start(&target.pids)?;
     let (from, failed_before) = (done.load(Ordering::Relaxed), failed.load(Ordering::Relaxed));
+    let meter = CpuMeter::start(&target.pids)?;
     tokio::time::sleep(timing.measure).await;
     let made = done.load(Ordering::Relaxed) - from;
     let failed = failed.load(Ordering::Relaxed) - failed_before;

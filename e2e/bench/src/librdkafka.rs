@@ -11,6 +11,7 @@
 use std::{
     ffi::{CStr, CString, c_char, c_void},
     ptr, slice,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -298,25 +299,33 @@ impl Consumer {
         })
     }
 
-    /// Hands over the payloads of one batch, waiting at most so long for the first message.
-    pub fn poll(&mut self, wait_ms: i32, mut take: impl FnMut(&[u8])) -> Result<()> {
-        // SAFETY: the array has room for as many pointers as is said; each message is ours until destroyed.
-        unsafe {
-            let count = c::rd_kafka_consume_batch_queue(
-                self.client.queue,
-                wait_ms,
-                self.batch.as_mut_ptr(),
-                self.batch.len(),
-            );
-            let count = usize::try_from(count).context("cannot consume")?;
-            for &message in self.batch.iter().take(count) {
-                let inner = &*message;
-                if inner.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-                    && !inner.payload.is_null()
-                {
-                    take(slice::from_raw_parts(inner.payload.cast(), inner.len));
+    /// Hands over the payloads that are there, with the moment at which they had come, waiting at most so long for the first one.
+    pub fn poll(&mut self, wait_ms: i32, mut take: impl FnMut(Instant, &[u8])) -> Result<()> {
+        // librdkafka waits until there are as many as it is asked for: with time for one, without time for the rest.
+        for (wanted, wait_ms) in [(1, wait_ms), (self.batch.len(), 0)] {
+            // SAFETY: the array has room for as many pointers as is said; each message is ours until destroyed.
+            unsafe {
+                let count = c::rd_kafka_consume_batch_queue(
+                    self.client.queue,
+                    wait_ms,
+                    self.batch.as_mut_ptr(),
+                    wanted,
+                );
+                let received = Instant::now();
+                let count = usize::try_from(count).context("cannot consume")?;
+                for &message in self.batch.iter().take(count) {
+                    let inner = &*message;
+                    if inner.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+                        && !inner.payload.is_null()
+                    {
+                        let bytes = inner.payload.cast::<u8>();
+                        take(received, slice::from_raw_parts(bytes, inner.len));
+                    }
+                    c::rd_kafka_message_destroy(message);
                 }
-                c::rd_kafka_message_destroy(message);
+                if count == 0 {
+                    break;
+                }
             }
         }
         Ok(())

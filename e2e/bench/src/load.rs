@@ -1,8 +1,9 @@
 //! The load: as much as goes, at a rate, and reading back. Everything is bounded in time.
 
 use std::{
+    ops::Range,
     sync::{
-        LazyLock,
+        LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -132,6 +133,23 @@ fn producer(access: &Access, stream: &Stream) -> Result<Producer> {
     Producer::new(&settings, &stream.topics)
 }
 
+fn consumer(access: &Access, topic: &str, partitions: i32) -> Result<Consumer> {
+    let mut settings = access.settings();
+    for (key, value) in [
+        // A consumer must have a group id, though it joins none.
+        ("group.id", "bench"),
+        ("enable.auto.commit", "false"),
+        // librdkafka's defaults, written down since latency hangs on them: an answer as soon as there is a record.
+        ("fetch.min.bytes", "1"),
+        ("fetch.wait.max.ms", "500"),
+        // By default 1 s: a pause of the generator, when it did not keep up for a moment.
+        ("fetch.queue.backoff.ms", "10"),
+    ] {
+        settings.push((key.to_owned(), value.to_owned()));
+    }
+    Consumer::new(&settings, topic, partitions)
+}
+
 /// Sends as fast as the brokers acknowledge, with librdkafka's default batching.
 pub fn produce(target: &Target, stream: &Stream, timing: Timing) -> Result<Throughput> {
     let producer = producer(&target.access, stream)?;
@@ -219,18 +237,13 @@ pub fn fill(target: &Target, stream: &Stream, records: u64) -> Result<()> {
 
 /// Reads so many records from the beginning, timed from the first one to the last.
 pub fn consume(target: &Target, topic: &str, partitions: i32, records: u64) -> Result<Throughput> {
-    let mut settings = target.access.settings();
-    // A consumer must have a group id, though it joins none.
-    for (key, value) in [("group.id", "bench"), ("enable.auto.commit", "false")] {
-        settings.push((key.to_owned(), value.to_owned()));
-    }
-    let mut consumer = Consumer::new(&settings, topic, partitions)?;
+    let mut consumer = consumer(&target.access, topic, partitions)?;
     let (mut read, mut bytes) = (0_u64, 0_u64);
     let mut meter: Option<(CpuMeter, u64, u64)> = None;
     let mut progress = Instant::now();
     while read < records {
         let before = read;
-        consumer.poll(100, |payload| {
+        consumer.poll(100, |_, payload| {
             read += 1;
             bytes += payload.len() as u64;
         })?;
@@ -256,33 +269,56 @@ pub fn consume(target: &Target, topic: &str, partitions: i32, records: u64) -> R
 #[derive(Clone, Debug)]
 pub struct Paced {
     pub latencies: Latencies,
-    pub failed: u64,
     pub usage: Usage,
 }
 
 /// The moments at which records are due, whether or not earlier ones were delayed: a broker that stalls is not asked less.
 struct Schedule {
     start: Instant,
+    /// The record that is due at the start.
+    first: u64,
     nanos_per_record: u64,
 }
 
 impl Schedule {
-    fn new(start: Instant, per_second: u32) -> Self {
+    fn new(start: Instant, first: u64, per_second: u32) -> Self {
         Self {
             start,
+            first,
             nanos_per_record: 1_000_000_000 / u64::from(per_second.max(1)),
         }
     }
 
     fn due(&self, number: u64) -> Instant {
-        self.start + Duration::from_nanos(number * self.nanos_per_record)
+        let before = number.saturating_sub(self.first);
+        self.start + Duration::from_nanos(before * self.nanos_per_record)
     }
 
-    /// Time since the record was due.
-    fn lateness(&self, number: u64) -> u32 {
-        let late = Instant::now().saturating_duration_since(self.due(number));
+    /// Microseconds from when the record was due until this moment.
+    fn lateness(&self, number: u64, seen: Instant) -> u32 {
+        let late = seen.saturating_duration_since(self.due(number));
         u32::try_from(late.as_micros()).unwrap_or(u32::MAX)
     }
+}
+
+/// Numbers of the records that only warm up, and of those that are measured.
+fn numbers(timing: Timing, per_second: u32) -> (Range<u64>, Range<u64>) {
+    let count = |time: Duration| (time.as_secs_f64() * f64::from(per_second)) as u64;
+    let first = count(timing.warm);
+    (0..first, first..first + count(timing.measure))
+}
+
+/// Waits until nothing is under way, so that what is measured does not begin with what was left before.
+fn drain(what: &str, left: impl Fn() -> u64) -> Result<()> {
+    let start = Instant::now();
+    while left() > 0 {
+        if start.elapsed() > STALL {
+            let left = left();
+            bail!("{left} records were not {what} {STALL:?} after the last");
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Sends at a rate, with librdkafka's default batching (`linger.ms=5`); latency is from the moment a record is due until its acknowledgement is seen.
@@ -293,10 +329,11 @@ pub fn produce_paced(
     timing: Timing,
 ) -> Result<Paced> {
     let producer = producer(&target.access, stream)?;
-    let schedule = Schedule::new(Instant::now(), per_second);
+    let (warm, measured) = numbers(timing, per_second);
+    let first = measured.start;
+    // Made when all that is before it has been acknowledged.
+    let schedule: OnceLock<Schedule> = OnceLock::new();
     let finished = AtomicBool::new(false);
-    let first = (timing.warm.as_secs_f64() * f64::from(per_second)) as u64;
-    let total = first + (timing.measure.as_secs_f64() * f64::from(per_second)) as u64;
     let outstanding = AtomicU64::new(0);
     thread::scope(|scope| {
         let poller = scope.spawn(|| {
@@ -306,19 +343,17 @@ pub fn produce_paced(
                     outstanding.fetch_sub(1, Ordering::AcqRel);
                     if !delivery.acknowledged {
                         failed += 1;
-                    } else if delivery.tag >= first {
-                        latencies.push(schedule.lateness(delivery.tag));
+                    } else if delivery.tag >= first
+                        && let Some(schedule) = schedule.get()
+                    {
+                        latencies.push(schedule.lateness(delivery.tag, Instant::now()));
                     }
                 })?;
             }
             anyhow::Ok((latencies, failed))
         });
-        let pace = || {
-            let mut meter = None;
-            for number in 0..total {
-                if number == first {
-                    meter = Some(CpuMeter::start(&target.pids)?);
-                }
+        let send = |schedule: &Schedule, numbers: Range<u64>| {
+            for number in numbers {
                 sleep_until(schedule.due(number));
                 outstanding.fetch_add(1, Ordering::AcqRel);
                 let (topic, partition) = stream.partition(number);
@@ -328,96 +363,105 @@ pub fn produce_paced(
                     bail!("the brokers are too slow for {per_second} records per second");
                 }
             }
-            let usage = meter.context("nothing was measured")?.usage()?;
-            let end = Instant::now();
-            while outstanding.load(Ordering::Acquire) > 0 && end.elapsed() < STALL {
-                thread::sleep(Duration::from_millis(1));
-            }
-            Ok(usage)
+            Ok(())
+        };
+        let acknowledged = || drain("acknowledged", || outstanding.load(Ordering::Acquire));
+        let pace = || {
+            send(&Schedule::new(Instant::now(), 0, per_second), warm)?;
+            acknowledged()?;
+            let meter = CpuMeter::start(&target.pids)?;
+            let schedule =
+                schedule.get_or_init(|| Schedule::new(Instant::now(), first, per_second));
+            send(schedule, measured)?;
+            let usage = meter.usage()?;
+            acknowledged()?;
+            anyhow::Ok(usage)
         };
         let paced = pace();
         finished.store(true, Ordering::Release);
-        let (latencies, failed) = joined(poller.join())?;
-        let usage = paced?;
-        let unanswered = outstanding.load(Ordering::Acquire);
+        let polled = joined(poller.join());
         producer.purge()?;
-        if unanswered > 0 {
-            bail!("{unanswered} records were not acknowledged {STALL:?} after the last");
+        let (usage, (latencies, failed)) = (paced?, polled?);
+        // A record that was given up has no latency: without it, the others' would look better than it was.
+        if failed > 0 {
+            bail!("{failed} records were not acknowledged");
         }
         Ok(Paced {
             latencies: Latencies::new(latencies),
-            failed,
             usage,
         })
     })
 }
 
-/// Sends at a rate and reads at the same time; latency is from the moment a record is due until the consumer has it.
+/// Sends to one topic at a rate and reads at the same time; latency is from the moment a record is due until the consumer has it.
 pub fn end_to_end(
     target: &Target,
-    topic: &str,
+    stream: &Stream,
     partitions: i32,
     per_second: u32,
-    size: usize,
     timing: Timing,
 ) -> Result<Paced> {
-    let stream = Stream {
-        topics: vec![topic.to_owned()],
-        choice: Choice::InTurn(partitions),
-        size,
-    };
-    let producer = producer(&target.access, &stream)?;
-    let mut settings = target.access.settings();
-    for (key, value) in [("group.id", "bench"), ("enable.auto.commit", "false")] {
-        settings.push((key.to_owned(), value.to_owned()));
-    }
-    let mut consumer = Consumer::new(&settings, topic, partitions)?;
-    let first = (timing.warm.as_secs_f64() * f64::from(per_second)) as u64;
-    let total = first + (timing.measure.as_secs_f64() * f64::from(per_second)) as u64;
-    let schedule = Schedule::new(Instant::now(), per_second);
+    let producer = producer(&target.access, stream)?;
+    let topic = stream.topics.first().context("no topic")?;
+    let mut consumer = consumer(&target.access, topic, partitions)?;
+    let (warm, measured) = numbers(timing, per_second);
+    let (first, total) = (measured.start, measured.end);
+    // Made when all that is before it has been read.
+    let schedule: OnceLock<Schedule> = OnceLock::new();
+    let read = AtomicU64::new(0);
+    let left = |until: u64| until.saturating_sub(read.load(Ordering::Acquire));
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let (mut latencies, mut read) = (Vec::new(), 0);
+            let mut latencies = Vec::new();
             let mut progress = Instant::now();
-            while read < total && progress.elapsed() < STALL / 2 {
-                consumer.poll(50, |payload| {
-                    read += 1;
-                    progress = Instant::now();
+            while left(total) > 0 && progress.elapsed() < STALL / 2 {
+                consumer.poll(50, |received, payload| {
+                    progress = received;
+                    read.fetch_add(1, Ordering::AcqRel);
                     let number = payload.first_chunk().copied().map(u64::from_be_bytes);
-                    if let Some(number) = number.filter(|number| *number >= first) {
-                        latencies.push(schedule.lateness(number));
+                    if let Some(number) = number.filter(|number| *number >= first)
+                        && let Some(schedule) = schedule.get()
+                    {
+                        latencies.push(schedule.lateness(number, received));
                     }
                 })?;
             }
-            anyhow::Ok((latencies, total - read))
+            anyhow::Ok(latencies)
         });
-        let pace = || {
-            let mut meter = None;
-            let mut record = payload(0, size).to_vec();
-            for number in 0..total {
-                if number == first {
-                    meter = Some(CpuMeter::start(&target.pids)?);
-                }
+        let send = |schedule: &Schedule, numbers: Range<u64>| {
+            let mut record = payload(0, stream.size).to_vec();
+            for number in numbers {
                 sleep_until(schedule.due(number));
                 if let Some(head) = record.first_chunk_mut() {
                     *head = number.to_be_bytes();
                 }
                 let (topic, partition) = stream.partition(number);
-                producer.send_copy(topic, partition, &record, number)?;
+                if producer.send_copy(topic, partition, &record, number)? == Sent::Full {
+                    bail!("the brokers are too slow for {per_second} records per second");
+                }
                 producer.poll(0, |_| {})?;
             }
-            meter.context("nothing was measured")?.usage()
+            Ok(())
+        };
+        let pace = || {
+            send(&Schedule::new(Instant::now(), 0, per_second), warm)?;
+            drain("read", || left(first))?;
+            let meter = CpuMeter::start(&target.pids)?;
+            let schedule =
+                schedule.get_or_init(|| Schedule::new(Instant::now(), first, per_second));
+            send(schedule, measured)?;
+            meter.usage()
         };
         let paced = pace();
-        let (latencies, lost) = joined(reader.join())?;
+        let latencies = joined(reader.join());
         producer.purge()?;
-        let usage = paced?;
+        let (usage, latencies) = (paced?, latencies?);
+        let lost = left(total);
         if lost > 0 {
             bail!("{lost} of {total} records were not read");
         }
         Ok(Paced {
             latencies: Latencies::new(latencies),
-            failed: lost,
             usage,
         })
     })
@@ -472,12 +516,14 @@ mod tests {
     #[test]
     fn a_late_generator_does_not_move_the_schedule() {
         let start = Instant::now();
-        let schedule = Schedule::new(start, 500);
+        let schedule = Schedule::new(start, 0, 500);
         assert_eq!(schedule.due(500), start + Duration::from_secs(1));
-        assert_eq!(
-            Schedule::new(start + Duration::from_secs(9), 1).lateness(0),
-            0
-        );
+        let late = start + Duration::from_millis(1003);
+        assert_eq!(schedule.lateness(500, late), 3000);
+        assert_eq!(schedule.lateness(502, start), 0);
+        // What is measured begins anew.
+        let later = start + Duration::from_secs(9);
+        assert_eq!(Schedule::new(later, 700, 500).due(700), later);
     }
 
     #[test]

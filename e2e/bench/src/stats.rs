@@ -51,7 +51,8 @@ impl Latencies {
 
     /// The smallest latency that at least `percent` of all do not exceed (nearest rank: never a number that was not measured).
     pub fn percentile(&self, percent: f64) -> Option<u32> {
-        let rank = (percent / 100.0 * self.sorted.len() as f64).ceil() as usize;
+        // Multiplied first: 99.9 / 100 is a little more than 0.999, and its rank would be the next one.
+        let rank = (percent * self.sorted.len() as f64 / 100.0).ceil() as usize;
         self.sorted.get(rank.max(1).checked_sub(1)?).copied()
     }
 
@@ -100,6 +101,8 @@ mod tests {
         assert_eq!(latencies.percentile(99.1), Some(100));
         assert_eq!(latencies.percentile(100.0), Some(100));
         assert_eq!(latencies.percentile(0.0), Some(1));
+        let many = Latencies::new((1..=1000).collect());
+        assert_eq!(many.percentile(99.9), Some(999));
         assert_eq!(Latencies::new(vec![8]).percentile(1.0), Some(8));
         assert_eq!(Latencies::default().percentile(50.0), None);
         assert!(Latencies::default().milliseconds(50.0).is_nan());

@@ -44,6 +44,7 @@ pub(super) fn run(bench: &mut Bench) {
                 &mut noted,
             )
             .err();
+            let mut told = error.is_none();
             for cell in cells {
                 if !bench.wants(cell) {
                     continue;
@@ -54,13 +55,21 @@ pub(super) fn run(bench: &mut Bench) {
                     .map(|(_, metric, value)| (*metric, *value))
                     .collect();
                 let result = match &error {
-                    Some(error) if values.is_empty() => Err(anyhow::anyhow!("{error:#}")),
+                    Some(error) if values.is_empty() => {
+                        told = true;
+                        Err(anyhow::anyhow!("{error:#}"))
+                    }
                     _ => Ok(Measured {
                         values,
                         ..Measured::default()
                     }),
                 };
                 bench.record(cell, Who::System(system), run, result);
+            }
+            // One that came when every cell had a number already is an error nevertheless.
+            let last = cells.into_iter().rev().find(|cell| bench.wants(cell));
+            if let (Some(error), Some(cell), false) = (error, last, told) {
+                bench.record(cell, Who::System(system), run, Err(error));
             }
         }
     }

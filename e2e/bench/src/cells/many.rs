@@ -1,13 +1,13 @@
 //! Three brokers with 10,000 partitions: memory, idle CPU, start, and what they cost in throughput.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::{PARTITIONS, SIZE, did_not_start};
 use crate::{
     bench::{Bench, Measured, Options},
-    catalog::{AGAINST_12, FIRST_PRODUCE, IDLE_CPU, MANY, RESIDENT, SPREAD},
+    catalog::{AGAINST_12, FIRST_PRODUCE, FIRST_RECORDS, IDLE_CPU, MANY, RESIDENT, SPREAD},
     load::{self, Choice, Stream, Target},
     proc::CpuMeter,
     subject::Who,
@@ -67,17 +67,22 @@ fn measure(options: &Options, cluster: &mut Cluster) -> Result<Measured> {
     for name in &names {
         cluster.create_topic(name, PER_TOPIC, TOPIC_LIMIT)?;
     }
+    let many = sticky(names.clone());
+    let in_turn = Stream {
+        choice: Choice::InTurn(PER_TOPIC),
+        ..many.clone()
+    };
+    // As in a cluster that is used, every partition has a record: Kafka makes a partition's files with its topic, Palisade with its first batch.
+    let began = Instant::now();
+    let partitions = names.len() as u64 * u64::from(PER_TOPIC.unsigned_abs());
+    load::fill(&target, &in_turn, partitions)?;
+    let filled = began.elapsed();
     std::thread::sleep(options.settle);
     let resident = cluster.resident_mb()?;
     let idle = idle_cpu(&target.pids, options.settle)?;
 
-    let many = sticky(names.clone());
     load::produce(&target, &many, options.timing)?;
     let with_many = load::produce(&target, &many, options.timing)?;
-    let in_turn = Stream {
-        choice: Choice::InTurn(PER_TOPIC),
-        ..many
-    };
     let spread = load::produce(&target, &in_turn, options.timing)?;
 
     cluster.stop()?;
@@ -91,6 +96,7 @@ fn measure(options: &Options, cluster: &mut Cluster) -> Result<Measured> {
         values: vec![
             (RESIDENT, resident),
             (IDLE_CPU, idle),
+            (FIRST_RECORDS, filled.as_secs_f64()),
             (FIRST_PRODUCE, start.as_secs_f64()),
             (
                 AGAINST_12,

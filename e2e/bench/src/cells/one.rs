@@ -1,6 +1,6 @@
 //! One broker: throughput, reading back, and connections.
 
-use super::{PARTITIONS, SIZE, produce, start_all, stream, warm_throughput, warm_up};
+use super::{PARTITIONS, SIZE, produce, rest, start_all, stream, warm_throughput, warm_up};
 use crate::{
     bench::{Bench, Measured, Options},
     catalog::{CONSUME, CPU_CONSUMED, CPU_EACH, MTLS, ONE, PER_SECOND, SCRAM},
@@ -21,6 +21,13 @@ pub(super) fn run(bench: &mut Bench) {
     let runs = bench.options.runs;
     if bench.wants(ONE) {
         warm_throughput(bench, &mut subjects);
+        let options = bench.options.clone();
+        warm_up(bench, &mut subjects, |subject, _| {
+            if subject.who == Who::Sink {
+                return Ok(());
+            }
+            consume(&options, subject).map(drop)
+        });
         bench.alternate(ONE, runs, &mut subjects, |options, subject| {
             let mut measured = produce(options, subject, SIZE, PARTITIONS)?;
             if subject.who != Who::Sink {
@@ -59,6 +66,7 @@ fn consume(options: &Options, subject: &mut Subject) -> Result<[(&'static str, f
         load::fill(target, &stream(topic, PARTITIONS, SIZE), records)?;
         load::consume(target, topic, PARTITIONS, records)
     })?;
+    rest();
     Ok([
         (CONSUME, throughput.megabytes_per_second),
         (CPU_CONSUMED, throughput.broker_micros_per_record),
