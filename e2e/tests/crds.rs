@@ -501,6 +501,7 @@ async fn every_field_of_every_status_is_kept_and_shown() {
         brokers: vec![BrokerObservation {
             pod: "events-0".to_owned(),
             broker_id: Some(0),
+            rack: Some("zone-a".to_owned()),
             version: Some("0.1.0".to_owned()),
             ready: true,
             config_version: Some("7".to_owned()),

@@ -8,8 +8,9 @@
 //! 4. Objects whose cluster or Secret is missing say so and become Ready when it comes.
 //! 5. Users are suspended, let in again and revoked; of two claims the older counts; what cannot work says why.
 //! 6. A fourth broker is added, and leaves when it has nothing left.
-//! 7. Nothing is written while nothing changes, not even by an operator that has just started.
-//! 8. Deleting the namespace ends.
+//! 7. Brokers learn their racks from a label of their nodes: they are replaced one by one, and a producer loses nothing.
+//! 8. Nothing is written while nothing changes, not even by an operator that has just started.
+//! 9. Deleting the namespace ends.
 //!
 //! Where the machine cannot run pods, all of it is left out, loudly, and for a reason that has a type.
 
@@ -63,7 +64,7 @@ impl World {
 
 type Scenario = (&'static str, fn(&mut World) -> Result<()>);
 
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 17] = [
     ("the_chart_and_the_example_become_ready", installs),
     ("alice_produces_and_analytics_consumes", |world| {
         told(world.people()?.alice_produces_and_analytics_consumes())
@@ -101,6 +102,10 @@ const SCENARIOS: [Scenario; 16] = [
     (
         "a_broker_is_added_and_leaves_with_nothing_left",
         lifecycle::a_broker_comes_and_goes,
+    ),
+    (
+        "brokers_are_replaced_to_learn_their_racks",
+        lifecycle::brokers_learn_their_racks,
     ),
     ("nothing_is_written_while_nothing_changes", idle_means_idle),
     ("deleting_the_namespace_ends", namespace_deletion),

@@ -1,10 +1,11 @@
 //! What happens to users, topics and brokers after they exist: suspended, let in again, revoked, claimed twice, grown, added, removed.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use palisade_e2e::{
-    scenario::{ClientPod, Kubectl, NAMESPACE},
+    progress::say,
+    scenario::{ClientPod, Kubectl, NAMESPACE, SteadyProducer},
     tools::{Outcome, wait_until},
 };
 
@@ -263,4 +264,74 @@ pub(crate) fn a_broker_comes_and_goes(world: &mut World) -> Result<()> {
         let claim = kubectl.run(&["-n", NAMESPACE, "get", "pvc/data-events-3"], "")?;
         claim.refused("not found").map(drop)
     })
+}
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// The zone of every node; empty where it has no such label.
+fn zones(kubectl: &Kubectl) -> Result<BTreeMap<String, String>> {
+    let list = kubectl.json(&["nodes"])?;
+    let nodes = list["items"].as_array().context("no list")?;
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let zone = |node: &serde_json::Value| text(&node["metadata"]["labels"][ZONE]);
+    Ok(nodes
+        .iter()
+        .map(|node| (text(&node["metadata"]["name"]), zone(node)))
+        .collect())
+}
+
+/// Brokers are told to take their racks from the label of their nodes: they are replaced one after the other, and a producer loses nothing.
+pub(crate) fn brokers_learn_their_racks(world: &mut World) -> Result<()> {
+    let kubectl = world.kubectl();
+    let cluster = "securecluster.palisade.dev/events";
+    let label = |node: &str, value: &str| {
+        let label = format!("{ZONE}{value}");
+        kubectl.ok(&["label", "node", node, &label]).map(drop)
+    };
+    // Somebody's own nodes may have zones already.
+    let mut zones = zones(kubectl)?;
+    let without: Vec<String> = zones
+        .iter_mut()
+        .filter(|(_, zone)| zone.is_empty())
+        .map(|(node, zone)| {
+            "zone-a".clone_into(zone);
+            node.clone()
+        })
+        .collect();
+    for node in &without {
+        label(node, "=zone-a")?;
+    }
+    let producer = SteadyProducer::start(kubectl)?;
+    patch(
+        kubectl,
+        cluster,
+        &format!(r#"{{"spec":{{"brokers":{{"rackKey":"{ZONE}"}}}}}}"#),
+    )?;
+    let limit = Duration::from_secs(240);
+    wait_until("every broker reports its node's zone", limit, || {
+        let status = kubectl.json(&["-n", NAMESPACE, cluster])?["status"].clone();
+        let brokers = status["brokers"].as_array().context("no brokers")?;
+        for broker in brokers {
+            let pod = broker["pod"].as_str().context("no pod")?;
+            let pod = kubectl.json(&["-n", NAMESPACE, "pod", pod])?;
+            let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+            ensure!(
+                broker["rack"].as_str() == zones.get(node).map(String::as_str),
+                "{broker:#} on {node} of {zones:?}"
+            );
+        }
+        ensure!(
+            brokers.len() == 3 && status["readyReplicas"] == 3,
+            "{status:#}"
+        );
+        Ok(())
+    })?;
+    ready_because(kubectl, cluster, "BrokersReady")?;
+    let count = producer.finish_despite_restarts(kubectl)?;
+    say(format_args!(
+        "{count} records, each of them once, while every broker was replaced"
+    ));
+    let (degraded, _, message) = kubectl.condition(NAMESPACE, cluster, "Degraded")?;
+    ensure!(degraded == "False", "{message}");
+    without.iter().try_for_each(|node| label(node, "-"))
 }
