@@ -19,7 +19,7 @@ const API_VERSIONS: i16 = 18;
 fn closed_with(broker: &Broker, client: &mut RawClient, message: &str) -> Result<()> {
     let rest = client.rest()?;
     anyhow::ensure!(rest.is_empty(), "{message}: the broker answered {rest:?}");
-    wait_until("the broker's log says why", Duration::from_secs(10), || {
+    wait_until("the broker's log says why", Duration::from_secs(30), || {
         let log = broker.log();
         anyhow::ensure!(log.contains(message), "`{message}` is not in\n{log}");
         Ok(())

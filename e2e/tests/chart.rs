@@ -17,10 +17,12 @@ use std::{
 
 use palisade_e2e::{
     cluster::{ApiServer, Program},
-    tools::{Outcome, run},
+    tools::{Outcome, run, wait_until},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -354,41 +356,45 @@ impl Action {
     }
 }
 
-/// The operator's account may do the former and none of the latter. The API server answers every question; it gets all of them at once.
+/// The operator's account may do the former and none of the latter, as soon as the API server has heard of the roles. It answers every question, and gets all of them
+/// at once.
 fn assert_rights(server: &ApiServer, allowed: &[Action], refused: &[Action]) {
     let actions = [allowed, refused].concat();
     let reviews: Vec<Value> = actions.iter().map(|action| action.review()).collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": reviews}).to_string();
-    let answered = run(
-        server.kubectl().args(["create", "-o", "json", "-f", "-"]),
-        list.as_bytes(),
-        Duration::from_secs(60),
-    )
-    .and_then(Outcome::success)
-    .unwrap()
-    .stdout;
-    // kubectl prints one object after the other, in the order of the list.
-    let answers: Vec<bool> = serde_json::Deserializer::from_str(&answered)
-        .into_iter::<Value>()
-        .map(|answer| answer.unwrap()["status"]["allowed"].as_bool().unwrap())
-        .collect();
-    assert_eq!(answers.len(), actions.len(), "{answered}");
-    let wrong: Vec<String> = actions
-        .iter()
-        .zip(answers)
-        .enumerate()
-        .filter(|(place, (_, may))| *may != (*place < allowed.len()))
-        .map(|(_, (action, may))| {
-            let may = if may { "may" } else { "may not" };
-            let Action {
-                namespace,
-                verb,
-                resource,
-            } = action;
-            format!("{may} {verb} {resource} in {namespace}")
-        })
-        .collect();
-    assert!(wrong.is_empty(), "the operator's account {wrong:#?}");
+    wait_until("the rights are as they should be", LIMIT, || {
+        let answered = run(
+            server.kubectl().args(["create", "-o", "json", "-f", "-"]),
+            list.as_bytes(),
+            LIMIT,
+        )
+        .and_then(Outcome::success)?
+        .stdout;
+        // kubectl prints one object after the other, in the order of the list.
+        let answers: Vec<bool> = serde_json::Deserializer::from_str(&answered)
+            .into_iter::<Value>()
+            .map(|answer| answer.unwrap()["status"]["allowed"].as_bool().unwrap())
+            .collect();
+        assert_eq!(answers.len(), actions.len(), "{answered}");
+        let wrong: Vec<String> = actions
+            .iter()
+            .zip(answers)
+            .enumerate()
+            .filter(|(place, (_, may))| *may != (*place < allowed.len()))
+            .map(|(_, (action, may))| {
+                let may = if may { "may" } else { "may not" };
+                let Action {
+                    namespace,
+                    verb,
+                    resource,
+                } = action;
+                format!("{may} {verb} {resource} in {namespace}")
+            })
+            .collect();
+        anyhow::ensure!(wrong.is_empty(), "the operator's account {wrong:#?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// What lets objects of its own kinds go with a namespace that is deleted.

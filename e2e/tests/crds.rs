@@ -601,6 +601,6 @@ async fn every_field_of_every_status_is_kept_and_shown() {
         "--for=condition=Ready",
         "palisade",
         "--all",
-        "--timeout=5s",
+        "--timeout=60s",
     ]));
 }

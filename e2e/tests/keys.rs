@@ -116,7 +116,11 @@ fn a_key_encryption_key_is_replaced_under_load_and_destroyed() -> Result<()> {
         fs::remove_file(directory.join(format!("{old}.key")))?;
         broker.launch()?;
         more(500)?;
-        assert_eq!(broker.status()?.problems, Vec::<String>::new());
+        wait_until("all is well", SETTLING, || {
+            let problems = broker.status()?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(())
+        })?;
     }
     producer.terminate(Duration::from_secs(30))?;
 
@@ -184,8 +188,16 @@ fn a_cluster_moves_to_another_key_encryption_key() -> Result<()> {
         assert_eq!(read, lines);
     }
     for id in 0..3 {
-        let status = cluster.status(id)?;
-        assert_eq!((status.problems, status.quarantined), (vec![], vec![]));
+        wait_until("all is well", SETTLING, || {
+            let status = cluster.status(id)?;
+            ensure!(
+                status.problems.is_empty() && status.quarantined.is_empty(),
+                "{id}: {:?}, {:?}",
+                status.problems,
+                status.quarantined
+            );
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -160,17 +160,19 @@ impl Setup {
 
     fn leader(&self, partition: usize) -> Result<usize> {
         let shard = self.shard(partition)?;
-        for id in 0..3 {
-            let Ok(status) = self.cluster.status(id) else {
-                continue;
-            };
-            let of_shard = status.shards.iter().find(|one| one.id == shard);
-            let leads = |id: &usize| Some(*id as i32) == of_shard.and_then(|one| one.leader);
-            if leads(&id) {
-                return Ok(id);
+        wait_until("somebody leads", PATIENCE, || {
+            for id in 0..3 {
+                let Ok(status) = self.cluster.status(id) else {
+                    continue;
+                };
+                let of_shard = status.shards.iter().find(|one| one.id == shard);
+                let leads = |id: &usize| Some(*id as i32) == of_shard.and_then(|one| one.leader);
+                if leads(&id) {
+                    return Ok(id);
+                }
             }
-        }
-        anyhow::bail!("nobody leads shard {shard}")
+            anyhow::bail!("nobody leads shard {shard}")
+        })
     }
 
     /// Fails unless `by` leads, as far as another broker knows.
@@ -273,7 +275,9 @@ fn a_damaged_follower_is_repaired_and_serves_what_it_was_given() -> Result<()> {
         let outcome = setup.kcat.produce(TOPIC, "more\n", &quick)?;
         outcome.success().map(|_| ())
     })?;
-    setup.is_led(shard, leader, follower)?;
+    wait_until("the leader leads", PATIENCE, || {
+        setup.is_led(shard, leader, follower)
+    })?;
     setup.cluster.kill(leader);
     setup.cluster.launch(other)?;
     wait_until("the follower leads", PATIENCE, || {

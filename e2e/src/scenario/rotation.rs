@@ -119,7 +119,7 @@ spec:
             NAMESPACE,
             "condition=Ready",
             &[&format!("certrotation/{}", self.name)],
-            30,
+            60,
         )?;
         let fingerprint = |which: &str| -> Result<String> {
             let found = status["lastRun"][which].as_str();
@@ -190,7 +190,7 @@ done | kcat -F {MOUNT}/librdkafka.conf -P -t {TOPIC} -X linger.ms=5 -X enable.id
     }
 
     fn finish_but_for(&self, kubectl: &Kubectl, forgiven: &[&str]) -> Result<u32> {
-        self.pod.shell(10, "touch /tmp/stop")?.success()?;
+        self.pod.shell(30, "touch /tmp/stop")?.success()?;
         wait_until("the producer ends", Duration::from_secs(60), || {
             std::thread::sleep(Duration::from_millis(300));
             let phase = self.pod.phase()?;
@@ -215,7 +215,7 @@ done | kcat -F {MOUNT}/librdkafka.conf -P -t {TOPIC} -X linger.ms=5 -X enable.id
         // A new pod: its connection and its mounted Secret are of after the rotation.
         let reader = ClientPod::start(kubectl, "demo-reader", Some("analytics"), true)?;
         let read = format!(
-            "-C -t {TOPIC} -o beginning -e -q | grep '^{} ' | cut -d' ' -f2",
+            "-C -t {TOPIC} -m 30 -o beginning -e -q | grep '^{} ' | cut -d' ' -f2",
             self.marker
         );
         let read = reader.kcat(90, None, &read)?.success()?;

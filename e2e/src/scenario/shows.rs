@@ -99,7 +99,7 @@ impl People {
         let protocol = self
             .alice
             .shell(
-                10,
+                30,
                 &format!("grep -E '^(security.protocol|sasl.mechanism)=' {MOUNT}/librdkafka.conf"),
             )?
             .success()?;
@@ -126,7 +126,7 @@ impl People {
             .refused("authorization failed")?;
         let read = self
             .mallory
-            .kcat(40, None, &format!("-C -t {TOPIC} -o beginning -e -q"))?
+            .kcat(40, None, &format!("-C -t {TOPIC} -m 30 -o beginning -e -q"))?
             .refused("authorization failed")?;
         ensure!(
             read.stdout.trim().is_empty(),
@@ -150,9 +150,9 @@ impl People {
     /// When a plaintext client gets an answer, or the port cannot be reached at all.
     pub fn plaintext_is_refused(&self) -> Result<Shown> {
         let reach = format!(
-            "B=$(sed -n s/^bootstrap.servers=//p {MOUNT}/librdkafka.conf); nc -w 5 ${{B%:*}} ${{B##*:}} -e true"
+            "B=$(sed -n s/^bootstrap.servers=//p {MOUNT}/librdkafka.conf); nc -w 30 ${{B%:*}} ${{B##*:}} -e true"
         );
-        self.alice.shell(15, &reach)?.success()?;
+        self.alice.shell(40, &reach)?.success()?;
         let plain = format!(
             "B=$(sed -n s/^bootstrap.servers=//p {MOUNT}/librdkafka.conf); kcat -b $B -X security.protocol=plaintext -L -m 6"
         );
@@ -204,8 +204,8 @@ impl People {
         ])?;
         let admitted = wait_until(
             "the labelled pod is admitted",
-            Duration::from_secs(40),
-            || self.outsider.kcat(20, None, "-L -m 6")?.success(),
+            Duration::from_secs(60),
+            || self.outsider.kcat(30, None, "-L -m 15")?.success(),
         );
         // Puts things back for the next run before anything is said of this one.
         self.kubectl.ok(&["-n", NAMESPACE, "label", pod, "tier-"])?;

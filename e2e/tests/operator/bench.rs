@@ -129,7 +129,7 @@ impl Bench {
     {
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
         let mut seen = Value::Null;
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             seen = serde_json::to_value(api.get(name).await.unwrap()).unwrap()["status"].take();
             let ready = seen["conditions"]
@@ -153,7 +153,7 @@ impl Bench {
             + Debug,
     {
         let api: Api<K> = self.api();
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while Instant::now() < until {
             if api.get_opt(name).await.unwrap().is_none() {
                 return;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use palisade_e2e::{
     progress::say,
     scenario::{ClientPod, Kubectl, NAMESPACE, SteadyProducer},
@@ -64,15 +64,21 @@ fn write(pod: &ClientPod, seconds: u32) -> Result<Outcome> {
 
 /// The brokers do not let the workload write the topic. That they cannot be reached is no refusal.
 fn is_refused(pod: &ClientPod) -> Result<()> {
-    let outcome = write(pod, 4)?;
-    let text = outcome.text();
-    let said = text.to_lowercase();
-    ensure!(
-        outcome.status != 0 && REFUSALS.iter().any(|refusal| said.contains(refusal)),
-        "it was not refused, status {}:\n{text}",
-        outcome.status
-    );
-    Ok(())
+    wait_until("the brokers have answered", LIMIT, || {
+        let outcome = write(pod, 4)?;
+        let text = outcome.text();
+        let said = text.to_lowercase();
+        if outcome.status == 0 {
+            // Nothing to be waited for.
+            return Ok(Err(anyhow!("it was not refused:\n{text}")));
+        }
+        ensure!(
+            REFUSALS.iter().any(|refusal| said.contains(refusal)),
+            "it was not refused, status {}:\n{text}",
+            outcome.status
+        );
+        Ok(Ok(()))
+    })?
 }
 
 /// A user with a password and one with a certificate are suspended, let in again and deleted; what their workloads hold stops working each time.
@@ -253,8 +259,10 @@ pub(crate) fn a_broker_comes_and_goes(world: &mut World) -> Result<()> {
         Ok(())
     })?;
     ready_because(kubectl, cluster, "BrokersReady")?;
-    let gone = kubectl.run(&["-n", NAMESPACE, "get", "pod/events-3"], "")?;
-    gone.refused("not found")?;
+    wait_until("its pod is gone", LIMIT, || {
+        let gone = kubectl.run(&["-n", NAMESPACE, "get", "pod/events-3"], "")?;
+        gone.refused("not found").map(drop)
+    })?;
     let policy = kubectl.json(&["-n", NAMESPACE, cluster])?;
     ensure!(
         policy["spec"]["storage"]["reclaimPolicy"] == "Delete",
@@ -331,7 +339,10 @@ pub(crate) fn brokers_learn_their_racks(world: &mut World) -> Result<()> {
     say(format_args!(
         "{count} records, each of them once, while every broker was replaced"
     ));
-    let (degraded, _, message) = kubectl.condition(NAMESPACE, cluster, "Degraded")?;
-    ensure!(degraded == "False", "{message}");
+    wait_until("nothing is degraded", LIMIT, || {
+        let (degraded, _, message) = kubectl.condition(NAMESPACE, cluster, "Degraded")?;
+        ensure!(degraded == "False", "{message}");
+        Ok(())
+    })?;
     without.iter().try_for_each(|node| label(node, "-"))
 }

@@ -44,7 +44,7 @@ async fn a_call_is_answered_by_whom_it_names() {
     assert_eq!(refused.unwrap_err(), TransportError::NotHosted(to));
     let refused = one
         .peers
-        .call_within(to, 8, message(1, "a", 0), Duration::from_secs(9));
+        .call_within(to, 8, message(1, "a", 0), Duration::from_secs(60));
     assert_eq!(
         soon(refused).await.unwrap_err(),
         CallError::Failed("not now".to_owned())

@@ -212,14 +212,11 @@ async fn the_server_ends_a_connection_that_nobody_replaces() {
     options.limits.max_age = Duration::from_millis(100);
     options.limits.retire = Duration::from_millis(100);
     options.limits.keep_alive = Duration::from_millis(20);
+    // Longer than the end is waited for: it is not silence.
+    options.limits.silence = Duration::from_secs(3600);
     let _two = net.start(options, echo()).await;
     let mut raw = Raw::greeted(&net, 1, 2).await;
-    let began = std::time::Instant::now();
     assert!(raw.frame().await.is_none());
-    assert!(
-        began.elapsed() < Duration::from_secs(3),
-        "it was not silence"
-    );
 }
 
 #[tokio::test]

@@ -107,10 +107,10 @@ async fn an_old_kek_is_not_needed_any_more_soon_after_another_is_current() {
         let records = all(&mut client, "events").await;
         assert!(contains(&records, b"first") && contains(&records, name.as_bytes()));
     }
-    assert_eq!(
-        broker.running.state().status().problems,
-        Vec::<String>::new()
-    );
+    wait_for(&broker, "no problem is left", |status| {
+        status.problems.is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use kafka_protocol::messages::{
 };
 use tokio::time::sleep;
 
-use super::*;
+use super::{keys::wait_for, *};
 
 /// Fetches partition 0 from offset 0, waiting up to `wait`.
 async fn fetch(client: &mut Client, topic: &'static str, offset: i64, wait: i32) -> bytes::Bytes {
@@ -69,11 +69,12 @@ async fn a_fetch_waits_for_a_record_and_no_longer() {
     assert_eq!(create_topic(&mut producer, "events").await, 0);
     let mut consumer = broker.admin().await;
     let began = Instant::now();
-    let waiting = tokio::spawn(async move { fetch(&mut consumer, "events", 0, 20_000).await });
+    let waiting = tokio::spawn(async move { fetch(&mut consumer, "events", 0, 60_000).await });
     sleep(Duration::from_millis(300)).await;
     produce(&mut producer, "events", b"news".to_vec()).await;
     assert!(contains(&waiting.await.unwrap(), b"news"));
-    assert!(began.elapsed() < Duration::from_secs(10));
+    // Long before its time is up.
+    assert!(began.elapsed() < Duration::from_secs(45));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +106,7 @@ async fn new_certificates_are_used_without_dropping_connections() {
     let shown = old.server_certificate();
     std::fs::remove_file(broker.path("tls/server.crt")).unwrap();
     crate::dev::certificates::renew(broker.dir.path()).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while broker.connect().await.server_certificate() == shown {
         assert!(Instant::now() < deadline, "the new certificate is not used");
         sleep(Duration::from_millis(100)).await;
@@ -114,12 +115,11 @@ async fn new_certificates_are_used_without_dropping_connections() {
         .call(ApiKey::Metadata, 12, &MetadataRequest::default())
         .await;
     assert_eq!(metadata.brokers.len(), 1, "the old connection goes on");
+    wait_for(&broker, "it is ready and well", |status| {
+        status.ready && status.problems.is_empty()
+    })
+    .await;
     let status = broker.running.state().status();
-    assert!(
-        status.ready && status.problems.is_empty(),
-        "{:?}",
-        status.problems
-    );
     let leaf = status
         .certificates
         .iter()
@@ -136,8 +136,8 @@ async fn a_group_of_one_joins_syncs_and_is_fenced_by_its_generation() {
     let protocol = JoinGroupRequestProtocol::default().with_name("range".into());
     let join = JoinGroupRequest::default()
         .with_group_id(GroupId("g".into()))
-        .with_session_timeout_ms(10_000)
-        .with_rebalance_timeout_ms(10_000)
+        .with_session_timeout_ms(60_000)
+        .with_rebalance_timeout_ms(60_000)
         .with_protocol_type("consumer".into())
         .with_protocols(vec![protocol]);
     let told = client.call(ApiKey::JoinGroup, 9, &join).await;
@@ -177,7 +177,7 @@ async fn super_users_change_with_the_file_and_nothing_else_does() {
         palisade_config::BrokerConfig::parse(&std::fs::read_to_string(&file).unwrap()).unwrap();
     let wait_for =
         async |wanted: &str, met: &dyn Fn(&palisade_config::status::BrokerStatus) -> bool| {
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + Duration::from_secs(30);
             while !met(&broker.running.state().status()) {
                 assert!(Instant::now() < deadline, "{wanted}");
                 sleep(Duration::from_millis(100)).await;

@@ -144,7 +144,7 @@ fn produce_request(topic: &'static str, records: bytes::Bytes) -> ProduceRequest
         .with_partition_data(vec![partition]);
     ProduceRequest::default()
         .with_acks(-1)
-        .with_timeout_ms(10_000)
+        .with_timeout_ms(60_000)
         .with_topic_data(vec![topic])
 }
 

@@ -177,7 +177,7 @@ impl Replica {
             ..WalOptions::new(PathBuf::from(self.dir.path()))
         };
         // The engine's tasks end a moment after the shard is dropped, and hold the log until then.
-        for _ in 0..500 {
+        for _ in 0..1500 {
             match Wal::open(options.clone(), keys()) {
                 Ok((wal, records)) => return (Arc::new(wal), records),
                 Err(palisade_log::LogError::Io { action: "lock", .. }) => {

@@ -197,7 +197,7 @@ impl Bench {
             ..WalOptions::new(self.dir.path().join("wal"))
         };
         // The threads of the one before may still hold the lock for a moment.
-        let (wal, records) = (0..200)
+        let (wal, records) = (0..3000)
             .find_map(|_| {
                 let opened = Wal::open(options.clone(), Arc::clone(keys));
                 if matches!(&opened, Err(error) if error.to_string().contains("lock")) {
@@ -365,7 +365,7 @@ fn varint(bytes: &[u8]) -> Option<(i64, &[u8])> {
 
 /// Waits until something holds, which must be soon.
 pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if holds() {
             return;
         }

@@ -230,7 +230,7 @@ async fn a_full_write_ahead_log_stops_producers_only_and_heals() {
         "consumers go on"
     );
     bench.wal_fs.set_space(None);
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if produce(&plane, topic, &batch("after", 1)).await.is_ok() {
             break;
         }

@@ -261,12 +261,16 @@ async fn records_expire_by_size_and_by_time() {
         plane.log_start(by_size, P0).unwrap() > Offset(0)
     })
     .await;
+    let size = || {
+        let mut sizes = plane.log_sizes().into_iter();
+        sizes.find(|size| size.topic == by_size).unwrap()
+    };
+    eventually("enough of them are gone", || {
+        size().bytes < (40 << 10) + 2 * (20 << 10)
+    })
+    .await;
     tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
-    let size = plane
-        .log_sizes()
-        .into_iter()
-        .find(|size| size.topic == by_size)
-        .unwrap();
+    let size = size();
     assert!(
         size.bytes >= 40 << 10 && size.bytes < (40 << 10) + 2 * (20 << 10),
         "{size:?}"
