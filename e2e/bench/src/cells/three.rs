@@ -92,7 +92,7 @@ fn sticky(topic: &str) -> Stream {
 
 /// Repeats a cell's own load until the system is warm: what a JVM compiles depends on the load, and how long that takes on the machine.
 fn warm(bench: &Bench, cell: &str, subject: &mut Subject, load: Load) {
-    let (rounds, seconds) = if bench.options.quick { (6, 3) } else { (8, 4) };
+    let (rounds, seconds) = if bench.options.quick { (24, 3) } else { (30, 4) };
     let timing = Timing {
         warm: Duration::from_secs(1),
         measure: Duration::from_secs(seconds),
