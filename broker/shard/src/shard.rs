@@ -297,7 +297,8 @@ impl<S: StateMachine> Shard<S> {
                 .collect(),
             checkpoint,
             purged: metrics.purged.map(|id| id.index),
-            stopped: metrics.running_state.is_err(),
+            // A panic of the engine leaves no word in its metrics; they end with it.
+            stopped: metrics.running_state.is_err() || *self.standing.over.borrow(),
         }
     }
 

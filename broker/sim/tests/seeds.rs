@@ -120,6 +120,17 @@ fn is_found(mutation: Mutation, invariants: &[&str]) {
     );
 }
 
+/// What shows that a replica has forgotten what it had promised. The engine may notice it first, and stop.
+const STATE_LOST: [&str; 7] = [
+    "no_loss",
+    "one_leader",
+    "replicas",
+    "restart",
+    "liveness",
+    "stopped",
+    "panic",
+];
+
 #[test]
 fn an_early_acknowledgement_is_found() {
     is_found(
@@ -130,18 +141,12 @@ fn an_early_acknowledgement_is_found() {
 
 #[test]
 fn a_skipped_sync_is_found() {
-    is_found(
-        Mutation::SkipSync,
-        &["no_loss", "one_leader", "replicas", "restart", "liveness"],
-    );
+    is_found(Mutation::SkipSync, &STATE_LOST);
 }
 
 #[test]
 fn a_forgotten_vote_is_found() {
-    is_found(
-        Mutation::ForgetVote,
-        &["no_loss", "one_leader", "replicas", "restart", "liveness"],
-    );
+    is_found(Mutation::ForgetVote, &STATE_LOST);
 }
 
 #[test]
@@ -159,10 +164,7 @@ fn trusted_offsets_are_found() {
 
 #[test]
 fn a_wiped_disk_under_its_old_name_is_found() {
-    is_found(
-        Mutation::KeepIdentity,
-        &["no_loss", "one_leader", "replicas", "restart", "liveness"],
-    );
+    is_found(Mutation::KeepIdentity, &STATE_LOST);
 }
 
 #[test]
