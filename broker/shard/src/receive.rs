@@ -28,7 +28,7 @@ use crate::{
     engine::Machine,
     log_store::LogStore,
     raft_types::{LeaderId, Types, Vote},
-    receive_snapshot::{Receiver, Step},
+    receive_snapshot::{Receiver, Step, UnderWay},
     wire::{self, Appended, Malformed},
 };
 
@@ -59,6 +59,7 @@ struct Session<R: Send + Sync + 'static> {
 struct Waiting {
     answer: oneshot::Sender<Message>,
     bytes: usize,
+    _under_way: UnderWay,
 }
 
 impl<S: StateMachine> Inbox<S> {
@@ -114,6 +115,10 @@ impl<S: StateMachine> Inbox<S> {
             wire::HEARTBEAT => {
                 let (_, request) = wire::read_append(message)?;
                 sent_by(request.vote.leader_id.voted_for)?;
+                // Entries come in a session, where they do not get between a snapshot and its installation.
+                if !request.entries.is_empty() {
+                    return Err(Malformed("a heartbeat with entries".to_owned()));
+                }
                 self.hear(from);
                 Ok(single(raft, request).boxed())
             }
@@ -204,6 +209,9 @@ impl<S: StateMachine> Inbox<S> {
         request: AppendEntriesRequest<Types<S::Response>>,
         bytes: usize,
     ) -> BoxFuture<'static, Message> {
+        let Some(under_way) = self.snapshots.append() else {
+            return ready(wire::refused("a snapshot is being installed here"));
+        };
         let mut slot = self.session.lock();
         if slot
             .as_ref()
@@ -223,7 +231,11 @@ impl<S: StateMachine> Inbox<S> {
         }
         let (answer, answered) = oneshot::channel();
         // In this order: an answer is never there before somebody waits for it. When a receiver is gone, so is the session, and the answer is a refusal.
-        let _ = session.answers.send(Waiting { answer, bytes });
+        let _ = session.answers.send(Waiting {
+            answer,
+            bytes,
+            _under_way: under_way,
+        });
         let _ = session.feed.send(request);
         async move { answered.await.unwrap_or_else(|_| stopped()) }.boxed()
     }

@@ -2,17 +2,22 @@
 //!
 //! A task takes the steps of transfers in the order in which they arrive, and does on other threads what may wait for a disk. A transfer is forgotten when
 //! another begins, when its sender abandons it, when something is wrong with it, or when nothing comes for a while.
+//!
+//! A complete snapshot may have been overtaken: its sender has given it up and gone on with entries, or entries that were under way before it arrive first. The
+//! engine must not install one that ends before the log does, so what the log holds already is not installed, and while that is decided and done no entries
+//! are taken.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use openraft::{Raft, alias::SnapshotOf, async_runtime::watch::WatchReceiver};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, mpsc, oneshot};
 
 use crate::{
     CheckpointError, Incoming, Message, NodeId, StateMachine,
     engine::{Machine, Shared},
+    log_store::LogStore,
     raft_types::{Place, Types, Vote},
     snapshot::SnapshotData,
     wire::{self, Begin, Part},
@@ -23,9 +28,19 @@ const MOST_STEPS: usize = 16;
 /// How long nothing may come before a transfer is forgotten.
 const IDLE: Duration = Duration::from_secs(120);
 
+type Asked = (NodeId, Step, oneshot::Sender<Message>);
+
 /// The way to the task. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Receiver(mpsc::Sender<(NodeId, Step, oneshot::Sender<Message>)>);
+pub(crate) struct Receiver {
+    steps: mpsc::Sender<Asked>,
+    appends: Arc<RwLock<()>>,
+}
+
+/// An append that the engine has and did not answer: no snapshot is installed meanwhile.
+pub(crate) struct UnderWay {
+    _guard: OwnedRwLockReadGuard<()>,
+}
 
 /// A step of a transfer.
 pub(crate) enum Step {
@@ -39,12 +54,23 @@ impl Receiver {
     /// A receiver and what its task has to do.
     pub(crate) fn new() -> (Self, Steps) {
         let (sender, steps) = mpsc::channel(MOST_STEPS);
-        (Self(sender), Steps(steps))
+        let appends = Arc::new(RwLock::new(()));
+        let receiver = Self {
+            steps: sender,
+            appends: Arc::clone(&appends),
+        };
+        (receiver, Steps { steps, appends })
+    }
+
+    /// To be held until an append is answered; `None` while a snapshot is installed or about to be.
+    pub(crate) fn append(&self) -> Option<UnderWay> {
+        let guard = Arc::clone(&self.appends).try_read_owned().ok()?;
+        Some(UnderWay { _guard: guard })
     }
 
     pub(crate) fn step(&self, from: NodeId, step: Step) -> BoxFuture<'static, Message> {
         let (answer, answered) = oneshot::channel();
-        match self.0.try_send((from, step, answer)) {
+        match self.steps.try_send((from, step, answer)) {
             Ok(()) => async move {
                 let answer = answered.await;
                 answer.unwrap_or_else(|_| wire::refused("the shard has stopped"))
@@ -57,7 +83,10 @@ impl Receiver {
     }
 }
 
-pub(crate) struct Steps(mpsc::Receiver<(NodeId, Step, oneshot::Sender<Message>)>);
+pub(crate) struct Steps {
+    steps: mpsc::Receiver<Asked>,
+    appends: Arc<RwLock<()>>,
+}
 
 /// A transfer under way.
 struct Transfer {
@@ -78,8 +107,8 @@ pub(crate) async fn receive<S: StateMachine>(
     let mut current = None;
     loop {
         let step = match current.is_some() {
-            false => steps.0.recv().await,
-            true => match tokio::time::timeout(IDLE, steps.0.recv()).await {
+            false => steps.steps.recv().await,
+            true => match tokio::time::timeout(IDLE, steps.steps.recv()).await {
                 Ok(step) => step,
                 Err(_) => {
                     discard(current.take());
@@ -116,7 +145,11 @@ pub(crate) async fn receive<S: StateMachine>(
             },
             Step::End(part) => match take(&mut current, from, &part) {
                 Err(message) => message,
-                Ok(transfer) => install(&raft, transfer).await,
+                Ok(transfer) => {
+                    // Waits for the appends that the engine has; others are refused until this is over.
+                    let _alone = steps.appends.write().await;
+                    install(&raft, &shared.log, transfer).await
+                }
             },
             Step::Abandon(part) => {
                 if current
@@ -188,10 +221,20 @@ async fn keep(mut transfer: Transfer, bytes: Bytes) -> Result<Transfer, Checkpoi
         .map_err(|error| CheckpointError::Write(error.to_string()))?
 }
 
+/// Installs a complete snapshot, unless the log reaches its end already.
 async fn install<S: StateMachine>(
     raft: &Raft<Types<S::Response>, Machine<S>>,
+    log: &LogStore,
     transfer: Transfer,
 ) -> Message {
+    let end = transfer.place.last_log_id;
+    if end.is_some_and(|end| log.log_id_at(end.index) == Some(end)) {
+        // Where two logs hold the same entry they are the same up to it. The sender lets go of its own copy, so it is told when this one is durable.
+        log.durable().await;
+        let known = raft.server_metrics().borrow_watched().vote;
+        discard(Some(transfer));
+        return wire::with_vote(wire::INSTALLED, &known);
+    }
     let snapshot = SnapshotOf::<Types<S::Response>, SnapshotData> {
         meta: transfer.place,
         snapshot: SnapshotData::Received(transfer.incoming),
@@ -208,3 +251,7 @@ fn discard(transfer: Option<Transfer>) {
         tokio::spawn(crate::blocking(move || drop(transfer)));
     }
 }
+
+#[cfg(test)]
+#[path = "receive_snapshot_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const SHARD: ShardId = ShardId(2);
+pub(crate) const SHARD: ShardId = ShardId(2);
 
 /// Keeps every command, and a "file" with the state at the last checkpoint.
 struct Recorder {
@@ -68,16 +68,16 @@ impl StateMachine for Recorder {
     }
 }
 
-struct Home(TempDir);
+pub(crate) struct Home(TempDir);
 
 impl Home {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         DirectoryProvider::create(dir.path().join("kek")).unwrap();
         Self(dir)
     }
 
-    fn wal(&self) -> (Arc<Wal>, Vec<WalRecord>) {
+    pub(crate) fn wal(&self) -> (Arc<Wal>, Vec<WalRecord>) {
         let provider = DirectoryProvider::load(self.0.path().join("kek")).unwrap();
         let keys = Arc::new(FileKeys::new(Arc::new(provider)));
         let mut options = WalOptions::new(self.0.path().join("wal"));

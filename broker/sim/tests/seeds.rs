@@ -73,7 +73,7 @@ fn two_hundred_seeds_hold() {
 
 /// Seeds that have failed, and what they showed. Clocks and faults were added since, so they are other runs now: [`Mutation::CheckpointOvertakes`] and
 /// [`Mutation::StayWhenStopped`] are what keeps the defects from coming back unseen.
-const FOUND: [(u64, &str); 4] = [
+const FOUND: [(u64, &str); 5] = [
     (
         89,
         "a checkpoint on a slow disk overtook the write-ahead log, and the broker did not start any more",
@@ -84,6 +84,10 @@ const FOUND: [(u64, &str); 4] = [
     ),
     (1491, "as 89, on a follower of another term"),
     (1935, "as 1146"),
+    (
+        2564,
+        "a snapshot that arrived behind newer entries made an assertion of the engine fail",
+    ),
 ];
 
 #[test]
