@@ -1,7 +1,7 @@
 //! From bytes to requests and from responses to bytes.
 //!
 //! Decoding is the work of `kafka-protocol`; what is here keeps it safe for bytes from strangers: the versions are checked first,
-//! then the lengths ([`walk`]), and a panic of a decoder becomes an error of that one request.
+//! then the lengths in header and body ([`walk`]), and a panic of a decoder becomes an error of that one request.
 
 mod body;
 mod fetch;
@@ -132,8 +132,6 @@ pub fn decode_request(mut frame: Bytes) -> Result<Frame, CodecError> {
         message,
     };
     let header_version = api.request_header_version(version);
-    let header =
-        guarded(|| RequestHeader::decode(&mut frame, header_version)).map_err(malformed)?;
     let shape = shapes::shape(api).ok_or(CodecError::UnknownApi(key))?;
     walk::walk(shape, version, header_version >= 2, &frame).map_err(|error| {
         CodecError::Lengths {
@@ -142,15 +140,16 @@ pub fn decode_request(mut frame: Bytes) -> Result<Frame, CodecError> {
             error,
         }
     })?;
+    // The tagged fields of the header, which have no meaning, are let go of at once.
+    let client_id = guarded(|| RequestHeader::decode(&mut frame, header_version))
+        .map_err(malformed)?
+        .client_id;
     let body = guarded(|| RequestKind::decode(api, &mut frame, version)).map_err(malformed)?;
     Ok(Frame::Request(Box::new(Request {
         api,
         version,
         correlation_id,
-        client_id: header
-            .client_id
-            .map(|id| id.to_string())
-            .unwrap_or_default(),
+        client_id: client_id.map(|id| id.to_string()).unwrap_or_default(),
         body,
     })))
 }
@@ -198,7 +197,30 @@ pub(crate) fn encode_response(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
+    use super::{walk::MAX_ELEMENTS, *};
+
+    /// A Metadata request for all topics, of version 12.
+    const ALL_TOPICS: &[u8] = b"\0\x01\0\0";
+
+    fn varint(out: &mut BytesMut, mut value: usize) {
+        while value >= 0x80 {
+            out.put_u8((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        out.put_u8(value as u8);
+    }
+
+    /// Metadata of version 12 behind a client id and so many tagged fields that nobody knows.
+    fn tagged(tags: usize, body: &[u8]) -> Bytes {
+        let mut rest = BytesMut::from(&b"\0\x04test"[..]);
+        varint(&mut rest, tags);
+        for tag in 0..tags {
+            varint(&mut rest, tag);
+            rest.put_slice(b"\x01x");
+        }
+        rest.put_slice(body);
+        frame(3, 12, &rest)
+    }
 
     fn frame(key: i16, version: i16, rest: &[u8]) -> Bytes {
         let mut out = BytesMut::new();
@@ -243,6 +265,108 @@ mod tests {
             let message = decode_request(frame).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    #[test]
+    fn unknown_tagged_fields_of_a_header_are_ignored_up_to_the_limit() {
+        for tags in [0, 3, MAX_ELEMENTS] {
+            let Frame::Request(request) = decode_request(tagged(tags, ALL_TOPICS)).unwrap() else {
+                panic!("not a request");
+            };
+            assert_eq!(
+                (request.api, request.version, request.correlation_id),
+                (ApiKey::Metadata, 12, 7)
+            );
+            assert_eq!(request.client_id, "test");
+            let RequestKind::Metadata(body) = request.body else {
+                panic!("not Metadata");
+            };
+            assert!(body.topics.is_none() && body.allow_auto_topic_creation);
+        }
+        // One too many in the header, and one too many in header and body together.
+        for frame in [
+            tagged(MAX_ELEMENTS + 1, ALL_TOPICS),
+            tagged(MAX_ELEMENTS, b"\x02"),
+        ] {
+            assert_eq!(
+                decode_request(frame).unwrap_err().to_string(),
+                "malformed Metadata version 12: the request has more than 400000 elements"
+            );
+        }
+    }
+
+    #[test]
+    fn a_header_that_ends_early_is_refused_by_field() {
+        let whole = tagged(2, ALL_TOPICS);
+        assert!(decode_request(whole.clone()).is_ok());
+        for size in 0..whole.len() {
+            assert!(decode_request(whole.slice(..size)).is_err(), "{size}");
+        }
+        let cases = [
+            (9, "field `client_id` needs 2 bytes but only 1 are left"),
+            (12, "field `client_id` needs 4 bytes but only 2 are left"),
+            (
+                14,
+                "field `tagged fields` needs 1 bytes but only 0 are left",
+            ),
+            (15, "field `tag` needs 1 bytes but only 0 are left"),
+            (16, "field `tag size` needs 1 bytes but only 0 are left"),
+            (17, "field `tagged field` needs 1 bytes but only 0 are left"),
+        ];
+        for (size, expected) in cases {
+            let message = decode_request(whole.slice(..size)).unwrap_err().to_string();
+            assert_eq!(
+                message,
+                format!("malformed Metadata version 12: {expected}")
+            );
+        }
+        // A client id of -2 bytes.
+        let message = decode_request(frame(3, 12, b"\xff\xfe\0"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "malformed Metadata version 12: field `client_id` has the negative length -2"
+        );
+    }
+
+    /// Tagged fields are announced that are not there: the count alone decides.
+    #[test]
+    fn every_flexible_header_is_limited_those_before_authentication_too() {
+        let mut rest = BytesMut::from(&b"\xff\xff"[..]);
+        varint(&mut rest, MAX_ELEMENTS + 1);
+        let mut limited = Vec::new();
+        for api in versions::SUPPORTED {
+            for version in api.accept_min..=api.max {
+                if api.key.request_header_version(version) < 2 {
+                    continue;
+                }
+                let error = decode_request(frame(api.key as i16, version, &rest)).unwrap_err();
+                assert_eq!(
+                    error.to_string(),
+                    format!(
+                        "malformed {:?} version {version}: the request has more than 400000 elements",
+                        api.key
+                    )
+                );
+                limited.push((api.key, version));
+            }
+        }
+        // SaslHandshake has no flexible version.
+        let early = [
+            ApiKey::ApiVersions,
+            ApiKey::SaslHandshake,
+            ApiKey::SaslAuthenticate,
+        ];
+        limited.retain(|(key, _)| early.contains(key));
+        assert_eq!(
+            limited,
+            [
+                (ApiKey::ApiVersions, 3),
+                (ApiKey::ApiVersions, 4),
+                (ApiKey::SaslAuthenticate, 2)
+            ]
+        );
     }
 
     #[test]

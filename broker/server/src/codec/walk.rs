@@ -1,15 +1,19 @@
 //! Checks the lengths in a request before it is decoded.
 //!
 //! The decoders of `kafka-protocol` reserve room for as many array elements as a length on the wire announces, so twenty hostile
-//! bytes could ask for gigabytes. This walk goes through the same bytes first, allocates nothing, and refuses a request whose
-//! lengths are not backed by bytes that are there, or that has more elements than any client sends.
+//! bytes could ask for gigabytes, and they keep every tagged field that they do not know, those of the header too. This walk goes
+//! through the same bytes first, header and body, allocates nothing, and refuses a request whose lengths are not backed by bytes
+//! that are there, or that has more elements than any client sends.
 
 use super::shapes::{Field, Kind};
 
-/// Array elements and tagged fields one request may have in all.
+/// Array elements and tagged fields one request may have in all, its header included.
 ///
 /// An element in memory can take fifty times its bytes on the wire; this bounds a request to some tens of megabytes of them.
 pub(super) const MAX_ELEMENTS: usize = 400_000;
+
+/// API key, version and correlation id, with which every header begins.
+const FIXED_HEADER: usize = 8;
 
 /// Longest string, as in Kafka's clients and brokers, whatever a length on the wire could say.
 const MAX_STRING: usize = i16::MAX as usize;
@@ -57,21 +61,22 @@ pub enum WalkError {
     TooMany,
 }
 
-/// Walks one request body and returns the number of bytes that belong to it.
+/// Walks one request, header and body, and returns the number of bytes that belong to it.
 pub(super) fn walk(
     shape: &'static Kind,
     version: i16,
     flexible: bool,
-    body: &[u8],
+    frame: &[u8],
 ) -> Result<usize, WalkError> {
     let mut walker = Walker {
-        rest: body,
+        rest: frame,
         version,
         flexible,
         elements: 0,
     };
+    walker.header()?;
     walker.kind("request", shape)?;
-    Ok(body.len() - walker.rest.len())
+    Ok(frame.len() - walker.rest.len())
 }
 
 struct Walker<'a> {
@@ -82,6 +87,18 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
+    /// A flexible header (version 2) differs by its tagged fields alone: the client id has a length of two bytes in it as well.
+    fn header(&mut self) -> Result<(), WalkError> {
+        self.take("header", FIXED_HEADER)?;
+        let length = self.short_length("client_id")?;
+        self.take("client_id", length.unwrap_or(0))?;
+        if self.flexible {
+            // No tagged field of a header has a meaning yet.
+            self.tagged(&[])?;
+        }
+        Ok(())
+    }
+
     fn kind(&mut self, field: &'static str, kind: &'static Kind) -> Result<(), WalkError> {
         match kind {
             Kind::Fixed(size) => self.take(field, *size).map(drop),
@@ -93,8 +110,7 @@ impl<'a> Walker<'a> {
                     }
                     length
                 } else {
-                    let length = i16::from_be_bytes(self.array(field)?);
-                    Self::length(field, i32::from(length))?
+                    self.short_length(field)?
                 };
                 self.take(field, length.unwrap_or(0)).map(drop)
             }
@@ -176,6 +192,11 @@ impl<'a> Walker<'a> {
         Self::length(field, length)
     }
 
+    fn short_length(&mut self, field: &'static str) -> Result<Option<usize>, WalkError> {
+        let length = i16::from_be_bytes(self.array(field)?);
+        Self::length(field, i32::from(length))
+    }
+
     fn length(field: &'static str, length: i32) -> Result<Option<usize>, WalkError> {
         match usize::try_from(length) {
             Ok(length) => Ok(Some(length)),
@@ -223,7 +244,10 @@ impl<'a> Walker<'a> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use bytes::Bytes;
-    use kafka_protocol::messages::{ApiKey, RequestKind};
+    use kafka_protocol::{
+        messages::{ApiKey, RequestHeader, RequestKind},
+        protocol::Decodable,
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -245,22 +269,56 @@ mod tests {
         proptest::collection::vec(byte, 0..200)
     }
 
+    /// A body behind a header that has neither a client id nor tagged fields.
+    fn framed(flexible: bool, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; FIXED_HEADER];
+        frame.extend_from_slice(&[0xff, 0xff]);
+        if flexible {
+            frame.push(0);
+        }
+        frame.extend_from_slice(body);
+        frame
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(6000))]
 
         #[test]
         fn what_the_walk_accepts_the_decoder_consumes_to_the_same_byte((api, version) in supported(), body in plausible()) {
             let flexible = api.request_header_version(version) >= 2;
-            let walked = walk(shape(api).unwrap(), version, flexible, &body);
+            let frame = framed(flexible, &body);
+            let walked = walk(shape(api).unwrap(), version, flexible, &frame);
             if let Ok(size) = walked {
-                let mut bytes = Bytes::from(body.clone());
+                let mut bytes = Bytes::from(body);
                 if RequestKind::decode(api, &mut bytes, version).is_ok() {
-                    prop_assert_eq!(body.len() - bytes.len(), size, "{:?} v{}", api, version);
+                    prop_assert_eq!(frame.len() - bytes.len(), size, "{:?} v{}", api, version);
                 }
             } else if body.iter().all(|byte| *byte < 0x80) && (flexible || body.len() < 4) {
                 // Lengths are small here, so decoding without the walk is safe: it must fail as well.
                 let mut bytes = Bytes::from(body);
                 prop_assert!(RequestKind::decode(api, &mut bytes, version).is_err(), "{:?} v{}: {:?}", api, version, walked);
+            }
+        }
+
+        #[test]
+        fn a_header_is_walked_as_the_decoder_reads_it(
+            flexible in any::<bool>(),
+            client_id in prop_oneof![Just(vec![0xff_u8, 0xff]), Just(vec![0, 1, b'a']), Just(Vec::<u8>::new())],
+            rest in plausible(),
+        ) {
+            let mut frame = vec![0_u8; FIXED_HEADER];
+            frame.extend_from_slice(&client_id);
+            frame.extend_from_slice(&rest);
+            let mut walker = Walker { rest: &frame, version: 0, flexible, elements: 0 };
+            let walked = walker.header();
+            let left = walker.rest.len();
+            // So few bytes are decoded safely, whatever they announce.
+            let mut bytes = Bytes::from(frame);
+            let decoded = RequestHeader::decode(&mut bytes, if flexible { 2 } else { 1 });
+            if walked.is_err() {
+                prop_assert!(decoded.is_err(), "{:?}", walked);
+            } else if decoded.is_ok() {
+                prop_assert_eq!(bytes.len(), left);
             }
         }
     }
@@ -274,24 +332,28 @@ mod tests {
 
     #[test]
     fn a_length_that_no_bytes_back_is_refused_by_name() {
+        let refused = |version, flexible, body: &[u8]| {
+            let frame = framed(flexible, body);
+            walk(shape(ApiKey::Metadata).unwrap(), version, flexible, &frame).unwrap_err()
+        };
         let body = 2_000_000_000_i32.to_be_bytes();
-        let error = walk(shape(ApiKey::Metadata).unwrap(), 1, false, &body).unwrap_err();
+        let error = refused(1, false, &body);
         assert_eq!(error, WalkError::TooMany);
         let body = 300_000_i32.to_be_bytes();
-        let error = walk(shape(ApiKey::Metadata).unwrap(), 1, false, &body).unwrap_err();
+        let error = refused(1, false, &body);
         assert_eq!(
             error.to_string(),
             "field `topics` announces 300000 elements but only 0 bytes are left"
         );
         // One topic, whose name announces 40,000 bytes.
         let body = [2, 0xc1, 0xb8, 0x02];
-        let error = walk(shape(ApiKey::Metadata).unwrap(), 9, true, &body).unwrap_err();
+        let error = refused(9, true, &body);
         assert_eq!(
             error.to_string(),
             "field `name` has a string of more than 32767 bytes"
         );
         let body = (-7_i32).to_be_bytes();
-        let error = walk(shape(ApiKey::Metadata).unwrap(), 1, false, &body).unwrap_err();
+        let error = refused(1, false, &body);
         assert_eq!(
             error.to_string(),
             "field `topics` has the negative length -7"
