@@ -51,6 +51,22 @@ pub struct CommittedOffset {
     pub expires_at: Option<i64>,
 }
 
+impl CommittedOffset {
+    /// When it expires if it is not in use since `unused_since`: `retention` after the later of that and its commit, or at its own `expires_at`.
+    fn expires(&self, unused_since: i64, retention: i64) -> i64 {
+        self.expires_at.unwrap_or_else(|| {
+            unused_since
+                .max(self.committed_at)
+                .saturating_add(retention)
+        })
+    }
+
+    /// Whether it expires by `now` if nothing uses it. Most are younger, and nobody needs to find out who uses them.
+    fn is_old(&self, now: i64, retention: i64) -> bool {
+        self.expires(i64::MIN, retention) <= now
+    }
+}
+
 /// A change of the committed offsets, or of a group's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OffsetCommand {
@@ -280,41 +296,43 @@ impl OffsetStore {
             .map(|(group, record)| (group.as_str(), record))
     }
 
-    /// What should expire at `now` (milliseconds of Unix time), as commands to propose.
+    /// Groups of which something may have expired at `now` (milliseconds of Unix time), in order: [`OffsetStore::expired`] has nothing of the others, whatever
+    /// they use.
+    pub fn groups_with_old(&self, now: i64, retention: i64) -> impl Iterator<Item = &str> {
+        self.groups
+            .iter()
+            .filter(move |(_, offsets)| offsets.values().any(|it| it.is_old(now, retention)))
+            .map(|(group, _)| group.as_str())
+    }
+
+    /// What of a group should expire at `now` (milliseconds of Unix time), as commands to propose.
     ///
-    /// `unused_since` says since when a group does not use a topic any more: `None` while it does (it has members that
+    /// `unused_since` says since when the group does not use a topic any more: `None` while it does (it has members that
     /// subscribe to it), `Some(i64::MIN)` when nothing is known but the commit. An offset expires `retention` after the
     /// later of that and its commit, or at its own `expires_at`, if it is not in use.
     #[must_use]
     pub fn expired(
         &self,
+        group: &str,
         now: i64,
         retention: i64,
-        unused_since: impl Fn(&str, Uuid) -> Option<i64>,
+        unused_since: impl Fn(Uuid) -> Option<i64>,
     ) -> Vec<OffsetCommand> {
-        let mut commands = Vec::new();
-        for (group, offsets) in &self.groups {
-            let due: Vec<(TopicPartition, i64)> = offsets
-                .iter()
-                .filter(|(partition, offset)| {
-                    let at = |since: i64| {
-                        offset.expires_at.unwrap_or_else(|| {
-                            since.max(offset.committed_at).saturating_add(retention)
-                        })
-                    };
-                    // First what costs nothing: most offsets are young, and who uses them is long to find out.
-                    at(i64::MIN) <= now
-                        && unused_since(group, partition.topic)
-                            .is_some_and(|since| at(since) <= now)
-                })
-                .map(|(partition, offset)| (*partition, offset.committed_at))
-                .collect();
-            commands.extend(due.chunks(EXPIRE_BATCH).map(|batch| OffsetCommand::Expire {
-                group: group.clone(),
+        let due: Vec<(TopicPartition, i64)> = self
+            .of_group(group)
+            .filter(|(partition, offset)| {
+                offset.is_old(now, retention)
+                    && unused_since(partition.topic)
+                        .is_some_and(|since| offset.expires(since, retention) <= now)
+            })
+            .map(|(partition, offset)| (*partition, offset.committed_at))
+            .collect();
+        due.chunks(EXPIRE_BATCH)
+            .map(|batch| OffsetCommand::Expire {
+                group: group.to_owned(),
                 offsets: batch.to_vec(),
-            }));
-        }
-        commands
+            })
+            .collect()
     }
 
     /// The store as checkpoint bytes: a format byte, then postcard. The caller seals them.

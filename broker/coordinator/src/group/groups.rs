@@ -216,21 +216,21 @@ impl Groups {
             .map_or_else(|| Ok(BTreeSet::new()), Group::undeletable_topics)
     }
 
-    /// Whether a group uses a topic now.
+    /// Which topics a group uses now. Reads what every member subscribes to: to be asked once for all topics.
     #[must_use]
-    pub fn topic_use(&self, now: Instant, group: &str, topic: &str) -> TopicUse {
+    pub fn topic_use(&self, now: Instant, group: &str) -> TopicUse {
         let Some(found) = self.groups.get(group) else {
             return TopicUse::Unknown;
         };
-        if found.state == GroupState::Empty {
-            return TopicUse::EmptyFor(now.saturating_duration_since(found.empty_since));
-        }
-        match found.subscribed_topics() {
-            // During a rebalance one that has not joined again yet may subscribe to it.
-            Some(topics) if found.state == GroupState::Stable && !topics.contains(topic) => {
-                TopicUse::Unsubscribed
+        match found.state {
+            GroupState::Empty => {
+                TopicUse::EmptyFor(now.saturating_duration_since(found.empty_since))
             }
-            _ => TopicUse::InUse,
+            GroupState::Stable => found
+                .subscribed_topics()
+                .map_or(TopicUse::Any, TopicUse::Only),
+            // During a rebalance one that has not joined again yet may subscribe to any.
+            _ => TopicUse::Any,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Requests, answers and errors of groups.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -294,15 +294,15 @@ pub struct GroupListing {
     pub protocol_type: String,
 }
 
-/// Whether a group uses a topic: what the expiry of its offsets depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which topics a group uses: what the expiry of its offsets depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicUse {
-    /// It has members that subscribe to it or whose subscription cannot be read, or it is rebalancing and may have some in a moment.
-    InUse,
+    /// Perhaps any: it has members whose subscription cannot be read, or it is rebalancing and may have some in a moment.
+    Any,
+    /// It is stable, and these are what its members subscribe to.
+    Only(BTreeSet<String>),
     /// It has had no members for this long.
     EmptyFor(Duration),
-    /// It is stable, and none of its members subscribes to it.
-    Unsubscribed,
     /// This coordinator has not heard of the group: it may have members that come in a moment, and it is not known since when it has none.
     Unknown,
 }

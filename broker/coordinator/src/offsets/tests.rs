@@ -100,12 +100,34 @@ fn a_deleted_topic_takes_the_offsets_of_every_group_along() {
 fn an_offset_expires_after_the_later_of_commit_and_last_use() {
     let mut store = OffsetStore::new();
     store.apply(commit("a", partition(1, 0), offset(5, 0)));
-    let unknown = |_: &str, _: Uuid| Some(i64::MIN);
-    assert!(store.expired(DAY - 1, DAY, unknown).is_empty());
-    assert_eq!(store.expired(DAY, DAY, unknown).len(), 1);
-    assert!(store.expired(10 * DAY, DAY, |_, _| None).is_empty());
-    assert!(store.expired(DAY, DAY, |_, _| Some(5)).is_empty());
-    assert_eq!(store.expired(DAY + 5, DAY, |_, _| Some(5)).len(), 1);
+    let unknown = |_| Some(i64::MIN);
+    assert!(store.expired("a", DAY - 1, DAY, unknown).is_empty());
+    assert_eq!(store.expired("a", DAY, DAY, unknown).len(), 1);
+    assert!(store.expired("a", 10 * DAY, DAY, |_| None).is_empty());
+    assert!(store.expired("a", DAY, DAY, |_| Some(5)).is_empty());
+    assert_eq!(store.expired("a", DAY + 5, DAY, |_| Some(5)).len(), 1);
+}
+
+#[test]
+fn of_a_group_expires_what_is_old_and_of_a_topic_that_it_does_not_use() {
+    let mut store = OffsetStore::new();
+    for (group, topic, committed_at) in [("a", 1, 0), ("a", 2, 3), ("a", 3, DAY), ("b", 1, 0)] {
+        store.apply(commit(group, partition(topic, 0), offset(5, committed_at)));
+    }
+    store.apply(commit("c", partition(1, 0), offset(5, DAY)));
+    let old = |now| store.groups_with_old(now, DAY).collect::<Vec<_>>();
+    assert!(old(DAY - 1).is_empty());
+    assert_eq!(old(DAY), ["a", "b"]);
+    assert_eq!(old(2 * DAY), ["a", "b", "c"]);
+    let uses_the_first = |topic: Uuid| (topic != Uuid::from_u128(1)).then_some(i64::MIN);
+    let expired = OffsetCommand::Expire {
+        group: "a".to_owned(),
+        offsets: vec![(partition(2, 0), 3)],
+    };
+    let now = DAY + 3;
+    assert_eq!(store.expired("a", now, DAY, uses_the_first), [expired]);
+    assert!(store.expired("b", now, DAY, uses_the_first).is_empty());
+    assert!(store.expired("d", now, DAY, |_| Some(i64::MIN)).is_empty());
 }
 
 #[test]
@@ -116,16 +138,18 @@ fn an_offset_with_its_own_expiry_follows_that() {
         ..offset(5, 0)
     };
     store.apply(commit("a", partition(1, 0), own));
-    let unknown = |_: &str, _: Uuid| Some(i64::MIN);
-    assert!(store.expired(99, DAY, unknown).is_empty());
-    assert_eq!(store.expired(100, DAY, unknown).len(), 1);
+    let unknown = |_| Some(i64::MIN);
+    assert!(store.expired("a", 99, DAY, unknown).is_empty());
+    assert_eq!(store.expired("a", 100, DAY, unknown).len(), 1);
+    assert_eq!(store.groups_with_old(99, DAY).count(), 0);
+    assert_eq!(store.groups_with_old(100, DAY).count(), 1);
 }
 
 #[test]
 fn a_commit_that_overtakes_its_expiry_survives() {
     let mut store = OffsetStore::new();
     store.apply(commit("a", partition(1, 0), offset(5, 0)));
-    let expiry = store.expired(DAY, DAY, |_, _| Some(i64::MIN));
+    let expiry = store.expired("a", DAY, DAY, |_| Some(i64::MIN));
     store.apply(commit("a", partition(1, 0), offset(6, DAY)));
     for command in expiry {
         assert_eq!(store.apply(command), 0);
@@ -139,7 +163,7 @@ fn a_large_group_expires_in_several_commands() {
     for index in 0..2500 {
         store.apply(commit("a", partition(1, index), offset(5, 0)));
     }
-    let expiry = store.expired(DAY, DAY, |_, _| Some(i64::MIN));
+    let expiry = store.expired("a", DAY, DAY, |_| Some(i64::MIN));
     assert_eq!(expiry.len(), 3);
     let removed: usize = expiry.into_iter().map(|command| store.apply(command)).sum();
     assert_eq!(removed, 2500);

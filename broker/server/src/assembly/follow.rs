@@ -212,7 +212,7 @@ fn forget_groups(broker: &Broker) {
     let idle = broker
         .groups
         .with(|groups, now| groups.idle_for(now, IDLE_GROUPS));
-    // Offsets are read without the groups' lock, see `expire_offsets`.
+    // Offsets are read without the groups' lock: whoever waits for one must not wait for the other.
     let is_empty = |group: &String| {
         let kept = broker
             .data
@@ -256,30 +256,31 @@ async fn expire_offsets(broker: &Broker, tenures: &mut Tenures) {
     for shard in broker.data.hosted() {
         tenures.note(shard, broker.data.leads(shard), now);
     }
-    let tenures = &*tenures;
     let retention = i64::try_from(OFFSET_RETENTION.as_millis()).unwrap_or(i64::MAX);
+    let mut old: Vec<String> = Vec::new();
+    broker.data.each_offset_store(|_, store| {
+        old.extend(store.groups_with_old(now, retention).map(str::to_owned));
+    });
     let mut expired = Vec::new();
-    let unused_since = |group: &str, topic| {
-        // Of a topic that is gone, nobody uses anything.
-        let Some(topic) = image.topics.get(TopicId(topic)) else {
-            return Some(i64::MIN);
-        };
-        match broker
+    for group in old {
+        // Once for all offsets of the group, and before they are locked: what its members subscribe to is long to read, and commits would wait.
+        let used = broker
             .groups
-            .with(|groups, now| groups.topic_use(now, group, &topic.name))
-        {
-            TopicUse::InUse => None,
-            TopicUse::EmptyFor(time) => Some(now - i64::try_from(time.as_millis()).unwrap_or(0)),
-            TopicUse::Unsubscribed => Some(i64::MIN),
-            // A rebalance is not kept: its members have had no time to come before this broker coordinated the group.
-            TopicUse::Unknown => image
-                .shard_of_group(group)
-                .and_then(|shard| tenures.since(shard)),
-        }
-    };
-    broker
-        .data
-        .each_offset_store(|_, store| expired.extend(store.expired(now, retention, unused_since)));
+            .with(|groups, now| groups.topic_use(now, &group));
+        let tenure = image
+            .shard_of_group(&group)
+            .and_then(|shard| tenures.since(shard));
+        let since = |topic| match image.topics.get(TopicId(topic)) {
+            Some(topic) => unused_since(&used, &topic.name, now, tenure),
+            // Of a topic that is gone, nobody uses anything.
+            None => Some(i64::MIN),
+        };
+        let commands = broker
+            .data
+            .read_offsets(&group, |store| store.expired(&group, now, retention, since));
+        // An error: another broker coordinates the group by now, and expires its offsets.
+        expired.extend(commands.unwrap_or_default());
+    }
     for command in expired {
         let OffsetCommand::Expire { group, .. } = &command else {
             continue;
@@ -295,9 +296,38 @@ async fn expire_offsets(broker: &Broker, tenures: &mut Tenures) {
     }
 }
 
+/// Since when a group that uses these topics does not use one any more, as the expiry of its offsets wants to know it; `tenure` is since when this broker has
+/// coordinated it.
+fn unused_since(used: &TopicUse, topic: &str, now: i64, tenure: Option<i64>) -> Option<i64> {
+    match used {
+        TopicUse::Any => None,
+        TopicUse::Only(topics) => (!topics.contains(topic)).then_some(i64::MIN),
+        TopicUse::EmptyFor(time) => Some(now - i64::try_from(time.as_millis()).unwrap_or(0)),
+        // A rebalance is not kept: its members have had no time to come before this broker coordinated the group.
+        TopicUse::Unknown => tenure,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_is_unused_when_nobody_subscribes_to_it_or_since_nobody_is_there() {
+        let since = |used: &TopicUse, topic| unused_since(used, topic, 10_000, Some(4000));
+        let only = TopicUse::Only(["orders", "clicks"].map(str::to_owned).into());
+        assert_eq!(since(&only, "orders"), None);
+        assert_eq!(since(&only, "clicks"), None);
+        assert_eq!(since(&only, "payments"), Some(i64::MIN));
+        assert_eq!(since(&TopicUse::Any, "payments"), None);
+        let empty = TopicUse::EmptyFor(Duration::from_secs(3));
+        assert_eq!(since(&empty, "orders"), Some(7000));
+        assert_eq!(since(&TopicUse::Unknown, "orders"), Some(4000));
+        assert_eq!(
+            unused_since(&TopicUse::Unknown, "orders", 10_000, None),
+            None
+        );
+    }
 
     #[test]
     fn a_tenure_begins_anew_with_each_term() {

@@ -2,6 +2,27 @@
 
 use super::*;
 
+impl Broker {
+    fn topic_use(&self) -> TopicUse {
+        self.groups.topic_use(self.now, "g")
+    }
+}
+
+/// A stable group of one that subscribes to `orders`, and another that says this of what it subscribes to.
+fn pair_with(metadata: Bytes) -> Broker {
+    let mut broker = Broker::new(settings());
+    let (leader, other) = broker.stable_pair();
+    broker.join(JoinRequest {
+        protocols: vec![("range".to_owned(), metadata)],
+        ..request(&other)
+    });
+    assert_eq!(broker.topic_use(), TopicUse::Any, "it is rebalancing");
+    broker.join(request(&leader));
+    broker.synced(sync_request(&leader, 3, &[])).unwrap();
+    assert_eq!(broker.state(), GroupState::Stable);
+    broker
+}
+
 #[test]
 fn commits_come_from_members_of_this_generation_or_from_outside_an_empty_group() {
     let mut broker = Broker::new(settings());
@@ -92,39 +113,47 @@ fn a_group_of_something_else_than_consumers_protects_all_its_offsets() {
         protocol_type: "connect".to_owned(),
         ..request("")
     };
-    broker.joined(connect).unwrap();
+    let joined = broker.joined(connect).unwrap();
     assert_eq!(
         broker.groups.undeletable_topics("g"),
         Err(GroupError::NonEmptyGroup)
     );
-    assert_eq!(
-        broker.groups.topic_use(broker.now, "g", "orders"),
-        TopicUse::InUse
-    );
+    let sync = SyncRequest {
+        protocol_type: None,
+        ..sync_request(&joined.member, 1, &[])
+    };
+    broker.synced(sync).unwrap();
+    assert_eq!(broker.state(), GroupState::Stable);
+    assert_eq!(broker.topic_use(), TopicUse::Any);
 }
 
 #[test]
-fn the_use_of_a_topic_depends_on_subscriptions_and_on_when_the_group_became_empty() {
+fn a_group_uses_what_any_of_its_members_subscribes_to() {
+    let broker = pair_with(subscription(&["clicks", "views"]));
+    let topics = ["clicks", "orders", "views"].map(str::to_owned);
+    assert_eq!(broker.topic_use(), TopicUse::Only(topics.into()));
+}
+
+#[test]
+fn a_group_uses_any_topic_when_what_one_member_subscribes_to_cannot_be_read() {
+    let cut_short = subscription(&["clicks"]).slice(..8);
+    assert_eq!(pair_with(cut_short).topic_use(), TopicUse::Any);
+    assert_eq!(pair_with(Bytes::new()).topic_use(), TopicUse::Any);
+}
+
+#[test]
+fn what_a_group_uses_depends_on_subscriptions_and_on_when_it_became_empty() {
     let mut broker = Broker::new(settings());
-    assert_eq!(
-        broker.groups.topic_use(broker.now, "g", "orders"),
-        TopicUse::Unknown
-    );
+    assert_eq!(broker.topic_use(), TopicUse::Unknown);
     let joined = broker.joined(request("")).unwrap();
     assert_eq!(
-        broker.groups.topic_use(broker.now, "g", "orders"),
-        TopicUse::InUse
-    );
-    assert_eq!(
-        broker.groups.topic_use(broker.now, "g", "clicks"),
-        TopicUse::InUse,
-        "someone who subscribes to it may still join"
+        broker.topic_use(),
+        TopicUse::Any,
+        "someone who subscribes to more may still join"
     );
     broker.synced(sync_request(&joined.member, 1, &[])).unwrap();
-    assert_eq!(
-        broker.groups.topic_use(broker.now, "g", "clicks"),
-        TopicUse::Unsubscribed
-    );
+    let orders = ["orders".to_owned()].into();
+    assert_eq!(broker.topic_use(), TopicUse::Only(orders));
     let leaving = LeavingMember {
         member: joined.member,
         instance: None,
@@ -132,7 +161,7 @@ fn the_use_of_a_topic_depends_on_subscriptions_and_on_when_the_group_became_empt
     broker.groups.leave(broker.now, "g", &[leaving]);
     broker.at(30.0);
     let since = TopicUse::EmptyFor(Duration::from_secs(30));
-    assert_eq!(broker.groups.topic_use(broker.now, "g", "orders"), since);
+    assert_eq!(broker.topic_use(), since);
     let idle = |seconds| {
         broker
             .groups
