@@ -109,7 +109,7 @@ impl TestBatch {
         out
     }
 
-    fn compress(&self, plain: &[u8]) -> Vec<u8> {
+    pub(crate) fn compress(&self, plain: &[u8]) -> Vec<u8> {
         match self.codec {
             1 => {
                 let mut encoder =

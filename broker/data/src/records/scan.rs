@@ -111,6 +111,10 @@ fn read_record(
 
     // Most records lie whole in the buffer: those are parsed in place. The others (large, or across a buffer's edge) are parsed as a stream.
     let ready = stream.fill_buf()?;
+    if ready.is_empty() {
+        // Once only: asked again, a decompressor may go on with another stream behind the end of this one, where clients stop.
+        return Err(bad("the batch ends within it").into());
+    }
     if let Some(body) = usize::try_from(length)
         .ok()
         .and_then(|length| ready.get(..length))

@@ -121,6 +121,24 @@ fn a_wrong_max_timestamp_is_corrected() {
     );
 }
 
+/// Kafka's consumers stop at the end of the first frame, and would not get past such a batch.
+#[test]
+fn records_in_two_lz4_frames_are_refused() {
+    let plain = two().build().split_off(HEADER_LEN);
+    let lz4 = two().codec(Codec::Lz4);
+    for (first, second) in (1..plain.len()).map(|at| plain.split_at(at)) {
+        let block = [lz4.compress(first), lz4.compress(second)].concat();
+        let bytes = lz4.raw(NOW, NOW + 5, 2, &block);
+        assert!(
+            validate(&bytes, &rules(), NOW).is_err(),
+            "cut after {} bytes",
+            first.len()
+        );
+    }
+    let whole = lz4.raw(NOW, NOW + 5, 2, &lz4.compress(&plain));
+    assert!(validate(&whole, &rules(), NOW).is_ok());
+}
+
 #[test]
 fn header_errors_say_what_is_wrong() {
     let good = two().build();

@@ -13,7 +13,7 @@ use palisade_log::{
 };
 use palisade_seal::{DirectoryProvider, FileKeys, KeyProvider, PAYLOAD_OVERHEAD};
 use palisade_shard::{Command, Incoming, LogPosition, Snapshot, StateMachine};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::wire;
 use crate::{
@@ -478,17 +478,27 @@ proptest! {
         let mut part = Bytes::from(bytes);
         while let Ok(Some(_)) = wire::next_entry(&mut part) {}
     }
+}
 
-    /// A liar cannot make a replica stop, or keep what does not follow.
-    #[test]
-    fn a_chunk_that_was_changed_is_refused_or_complete(at in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let (ahead, behind) = pair();
-        let snapshot = ahead.machine().snapshot().unwrap();
-        let (mut incoming, have) = behind.machine().receive(snapshot.description()).unwrap();
-        let (part, _) = snapshot.chunk(&have, 0).unwrap().unwrap();
-        let mut part = part.to_vec();
-        let at = at.index(part.len());
-        part[at] ^= 1 << bit;
-        let _ = incoming.chunk(Bytes::from(part));
-    }
+/// A liar cannot make a replica stop, or keep what does not follow.
+#[test]
+fn a_chunk_that_was_changed_is_refused_or_complete() {
+    let (ahead, behind) = pair();
+    let snapshot = ahead.machine().snapshot().unwrap();
+    let config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let changes = (any::<prop::sample::Index>(), 0u8..8);
+    TestRunner::new(config)
+        .run(&changes, |(at, bit)| {
+            let (mut incoming, have) = behind.machine().receive(snapshot.description()).unwrap();
+            let (part, _) = snapshot.chunk(&have, 0).unwrap().unwrap();
+            let mut part = part.to_vec();
+            let at = at.index(part.len());
+            part[at] ^= 1 << bit;
+            let _ = incoming.chunk(Bytes::from(part));
+            Ok(())
+        })
+        .unwrap();
 }
