@@ -38,3 +38,5 @@ pub use codec::{CodecError, Frame, Request, WalkError, decode_request};
 pub use dev::{DevBroker, DevOptions, prepare};
 pub use error::StartError;
 pub use logging::start as start_logging;
+#[doc(hidden)]
+pub use net::cut_frames;

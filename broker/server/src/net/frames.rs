@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -105,7 +106,14 @@ impl FrameReader {
         let missing = wanted.saturating_sub(self.buffer.len());
         self.buffer
             .reserve(missing.min(self.buffer.len().max(READ_CHUNK)));
-        let read = stream.read_buf(&mut self.buffer).await?;
+        let read = match wanted > FREE_BYTES {
+            // Not what follows it: that has no share of the budget.
+            true => {
+                let mut room = (&mut self.buffer).limit(missing);
+                stream.read_buf(&mut room).await?
+            }
+            false => stream.read_buf(&mut self.buffer).await?,
+        };
         if read > 0 {
             return Ok(false);
         }
@@ -128,6 +136,10 @@ impl FrameReader {
         }
         self.buffer.advance(4);
         let bytes = self.buffer.split_to(length).freeze();
+        if length + 4 > FREE_BYTES {
+            // The rest of the buffer is the same piece of memory, which would outlive the frame and its share of the budget.
+            self.buffer = BytesMut::from(self.buffer.as_ref());
+        }
         Ok(Some(Received {
             bytes,
             share: self.share.take(),
@@ -150,9 +162,67 @@ impl FrameReader {
     }
 }
 
+/// What the fuzzer calls: cuts `bytes` as they would come in pieces of `step`, from a client that has authenticated or not, and says how many frames there
+/// were.
+///
+/// # Errors
+/// What the connection would be closed for, or what is wrong with the reader.
+#[doc(hidden)]
+pub fn cut_frames(bytes: &[u8], step: usize, trusted: bool) -> Result<usize, String> {
+    let mut frames = 0;
+    cut(bytes, step, trusted, |_| frames += 1)?;
+    Ok(frames)
+}
+
+/// Hands each frame of `bytes` to `each`. The reader is filled and emptied as by a connection.
+fn cut(
+    bytes: &[u8],
+    step: usize,
+    trusted: bool,
+    mut each: impl FnMut(Received),
+) -> Result<(), String> {
+    let mut reader = FrameReader::new(Budget::default());
+    if trusted {
+        reader.trust();
+    }
+    let mut fed: usize = 0;
+    for mut piece in bytes.chunks(step.max(1)) {
+        fed += piece.len();
+        while !piece.is_empty() {
+            match reader.fill(&mut piece).now_or_never() {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.to_string()),
+                // The bytes are there, and nobody else has a share of the budget.
+                None => return Err("the reader waits for nothing".to_owned()),
+            }
+            // What is missing takes at most as much as is there, or a chunk; and the buffer may double when that does not fit.
+            let held = reader.buffer.capacity();
+            if held > 4 * fed + 2 * READ_CHUNK {
+                return Err(format!("{held} bytes are held for {fed}"));
+            }
+            while let Some(frame) = reader.take().map_err(|error| error.to_string())? {
+                if frame.bytes.len() > reader.max {
+                    return Err(format!(
+                        "a frame of {} bytes got through",
+                        frame.bytes.len()
+                    ));
+                }
+                each(frame);
+            }
+            let (held, inside) = (reader.buffer.capacity(), reader.buffer.len());
+            if held > 4 * inside + 4 * FREE_BYTES {
+                return Err(format!("{held} bytes are held for {inside} of a frame"));
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use proptest::prelude::*;
+
     use super::*;
 
     async fn frames(mut bytes: &[u8]) -> (Vec<Bytes>, Option<FrameError>) {
@@ -176,6 +246,41 @@ mod tests {
         let (frames, error) = frames(b"\0\0\0\x03abc\0\0\0\0\0\0\0\x01d").await;
         assert!(error.is_none());
         assert_eq!(frames, ["abc", "", "d"].map(Bytes::from));
+    }
+
+    #[tokio::test]
+    async fn a_large_frame_takes_its_memory_along() {
+        let large = 2 * FREE_BYTES + UNIT;
+        let mut stream = [
+            &(large as u32).to_be_bytes()[..],
+            &vec![7; large],
+            b"\0\0\0\x02ab",
+        ]
+        .concat();
+        stream.extend_from_slice(b"\0\0");
+        let mut stream = &stream[..];
+        let mut reader = FrameReader::new(Budget::default());
+        reader.trust();
+        let mut frames = Vec::new();
+        while !reader.fill(&mut stream).await.unwrap() {
+            while let Some(frame) = reader.take().unwrap() {
+                frames.push(frame);
+                assert!(
+                    reader.buffer.capacity() <= FREE_BYTES,
+                    "{}",
+                    reader.buffer.capacity()
+                );
+            }
+            if stream.is_empty() {
+                break;
+            }
+        }
+        let sizes: Vec<_> = frames
+            .iter()
+            .map(|frame| (frame.bytes.len(), frame.share.is_some()))
+            .collect();
+        assert_eq!(sizes, [(large, true), (2, false)]);
+        assert!(reader.is_inside(), "of the last frame, two bytes are there");
     }
 
     #[tokio::test]
@@ -208,5 +313,62 @@ mod tests {
         reader.fill(&mut bytes).await.unwrap();
         assert!(reader.take().unwrap().is_none());
         assert!(reader.buffer.capacity() < 2 * READ_CHUNK);
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let sizes = [
+            0,
+            1,
+            5_000,
+            READ_CHUNK,
+            MAX_UNAUTHENTICATED,
+            MAX_UNAUTHENTICATED + 1,
+            200_000,
+            4,
+        ];
+        let sent: Vec<Vec<u8>> = sizes
+            .iter()
+            .map(|size| (0..*size).map(|at| (at * 7) as u8).collect())
+            .collect();
+        let mut bytes = Vec::new();
+        for frame in &sent {
+            bytes.extend_from_slice(&u32::try_from(frame.len()).unwrap().to_be_bytes());
+            bytes.extend_from_slice(frame);
+        }
+        for step in [1, 2, 3, 5, 1000, READ_CHUNK, 70_000, bytes.len()] {
+            assert_eq!(cut_frames(&bytes, step, true), Ok(sent.len()), "{step}");
+            // Kept, so that the reader cannot use their memory again.
+            let mut kept = Vec::new();
+            cut(&bytes, step, true, |frame| kept.push(frame.bytes)).unwrap();
+            assert!(kept == sent, "{step}");
+        }
+        let error = cut_frames(&bytes, 1000, false).unwrap_err();
+        assert_eq!(error, "frame of 65533 bytes is over the limit of 65532");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_hold_no_more_memory_than_has_come(
+            parts in prop::collection::vec(
+                (
+                    prop_oneof![0u32..40, 0u32..70_000, any::<u32>()],
+                    prop::collection::vec(any::<u8>(), 0..40),
+                ),
+                0..8,
+            ),
+            step in 1usize..50,
+            trusted in any::<bool>(),
+        ) {
+            let bytes: Vec<u8> = parts
+                .iter()
+                .flat_map(|(length, body)| [&length.to_be_bytes()[..], body.as_slice()].concat())
+                .collect();
+            for bytes in [bytes.as_slice(), bytes.get(2..).unwrap_or_default()] {
+                if let Err(error) = cut_frames(bytes, step, trusted) {
+                    prop_assert!(error.contains("the limit") || error.contains("the client"), "{}", error);
+                }
+            }
+        }
     }
 }

@@ -22,6 +22,8 @@ use crate::{
 };
 
 pub(crate) use frames::Budget;
+#[doc(hidden)]
+pub use frames::cut_frames;
 pub(crate) use limits::Limiter;
 pub(crate) use listener::{Kind, Listener, accept, accept_peers, bind};
 
