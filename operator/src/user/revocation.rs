@@ -136,8 +136,8 @@ pub(super) fn lose(status: &mut UserStatus) {
     status.principal = principal;
 }
 
-/// Revokes the user before the object disappears: its credential is deleted; a certificate cannot be, so its principal is denied everything, which ends
-/// open sessions too. A user that never was in effect has nothing to revoke, and what is another's by now is left to it.
+/// Revokes the user before the object disappears: its credential is deleted, which ends its sessions; a certificate cannot be, so its principal is denied
+/// everything, and the connections that it has stay open. A user that never was in effect has nothing to revoke, and what is another's by now is left to it.
 ///
 /// # Errors
 /// When the brokers do not answer and it is worth waiting for them.
