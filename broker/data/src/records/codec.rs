@@ -70,10 +70,7 @@ impl Codec {
             Self::Snappy => snappy_block(block, limit)
                 .map_err(StreamError::Io)
                 .and_then(|records| walk(&mut records.as_slice())),
-            Self::Lz4 => walk(&mut Limited::new(
-                lz4_flex::frame::FrameDecoder::new(block),
-                limit,
-            )),
+            Self::Lz4 => lz4_frame(block, limit, walk),
             Self::Zstd => zstd_reader(block)
                 .map_err(StreamError::Io)
                 .and_then(|reader| walk(&mut buffered(reader, limit))),
@@ -143,6 +140,41 @@ fn snappy_block(block: &[u8], limit: u64) -> io::Result<Vec<u8>> {
     snap::raw::Decoder::new()
         .decompress_vec(block)
         .map_err(invalid)
+}
+
+/// Walks what is in one whole LZ4 frame. The decoder takes the end of its input for the end of a frame, and stops at the end of the first of several; clients
+/// fail where the mark of the end is missing, and differ in what they make of bytes behind it.
+fn lz4_frame<T>(
+    block: &[u8],
+    limit: u64,
+    walk: impl FnOnce(&mut dyn BufRead) -> Result<T, StreamError>,
+) -> Result<T, StreamError> {
+    let mut input = Input {
+        rest: block,
+        is_short: false,
+    };
+    let walked = walk(&mut Limited::new(
+        lz4_flex::frame::FrameDecoder::new(&mut input),
+        limit,
+    ))?;
+    match input {
+        Input { is_short: true, .. } => Err(invalid("its frame has no end").into()),
+        Input { rest: [], .. } => Ok(walked),
+        Input { .. } => Err(invalid("bytes follow its frame").into()),
+    }
+}
+
+/// Knows whether more was asked of it than there is.
+struct Input<'a> {
+    rest: &'a [u8],
+    is_short: bool,
+}
+
+impl Read for Input<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.is_short |= self.rest.is_empty() && !buffer.is_empty();
+        self.rest.read(buffer)
+    }
 }
 
 /// Fails once more than `limit` bytes were produced.

@@ -121,11 +121,22 @@ fn a_wrong_max_timestamp_is_corrected() {
     );
 }
 
-/// Kafka's consumers stop at the end of the first frame, and would not get past such a batch.
+/// Kafka's consumers would not get past such batches.
 #[test]
-fn records_in_two_lz4_frames_are_refused() {
+fn records_in_anything_but_one_lz4_frame_are_refused() {
     let plain = two().build().split_off(HEADER_LEN);
     let lz4 = two().codec(Codec::Lz4);
+    let whole = lz4.compress(&plain);
+    let refusal = |block: &[u8]| {
+        let bytes = lz4.raw(NOW, NOW + 5, 2, block);
+        validate(&bytes, &rules(), NOW).unwrap_err().to_string()
+    };
+    for missing in 1..=4 {
+        let reason = refusal(&whole[..whole.len() - missing]);
+        assert!(reason.contains("its frame has no end"), "{reason}");
+    }
+    let reason = refusal(&[&whole[..], &whole[..]].concat());
+    assert!(reason.contains("bytes follow its frame"), "{reason}");
     for (first, second) in (1..plain.len()).map(|at| plain.split_at(at)) {
         let block = [lz4.compress(first), lz4.compress(second)].concat();
         let bytes = lz4.raw(NOW, NOW + 5, 2, &block);
@@ -135,8 +146,8 @@ fn records_in_two_lz4_frames_are_refused() {
             first.len()
         );
     }
-    let whole = lz4.raw(NOW, NOW + 5, 2, &lz4.compress(&plain));
-    assert!(validate(&whole, &rules(), NOW).is_ok());
+    let bytes = lz4.raw(NOW, NOW + 5, 2, &whole);
+    assert!(validate(&bytes, &rules(), NOW).is_ok());
 }
 
 #[test]
