@@ -95,15 +95,17 @@ impl FrameReader {
     ) -> Result<bool, FrameError> {
         let wanted = self.announced()?.map_or(4, |length| length + 4);
         if wanted > FREE_BYTES && self.share.is_none() {
-            let units = u32::try_from(wanted.div_ceil(UNIT)).unwrap_or(u32::MAX);
             // Fails only when the semaphore is closed, which nobody does.
             self.share = Arc::clone(&self.budget.0)
-                .acquire_many_owned(units)
+                .acquire_many_owned(units(wanted))
                 .await
                 .ok();
         }
         // Room grows with what has arrived, not with what the prefix promises.
         let missing = wanted.saturating_sub(self.buffer.len());
+        if missing == 0 {
+            return Ok(false);
+        }
         self.buffer
             .reserve(missing.min(self.buffer.len().max(READ_CHUNK)));
         let read = match wanted > FREE_BYTES {
@@ -134,6 +136,14 @@ impl FrameReader {
         if self.buffer.len() < length + 4 {
             return Ok(None);
         }
+        if length + 4 > FREE_BYTES && self.share.is_none() {
+            // It was read whole, behind a small one. `fill` waits for what is not to be had at once.
+            let budget = Arc::clone(&self.budget.0);
+            let Ok(share) = budget.try_acquire_many_owned(units(length + 4)) else {
+                return Ok(None);
+            };
+            self.share = Some(share);
+        }
         self.buffer.advance(4);
         let bytes = self.buffer.split_to(length).freeze();
         if length + 4 > FREE_BYTES {
@@ -160,6 +170,11 @@ impl FrameReader {
             _ => Err(FrameError::Size(i64::from(length), self.max)),
         }
     }
+}
+
+/// A frame's share of the budget.
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
 
 /// What the fuzzer calls: cuts `bytes` as they would come in pieces of `step`, from a client that has authenticated or not, and says how many frames there
@@ -206,6 +221,9 @@ fn cut(
                         "a frame of {} bytes got through",
                         frame.bytes.len()
                     ));
+                }
+                if frame.bytes.len() > FREE_BYTES && frame.share.is_none() {
+                    return Err("a large frame has no share of the budget".to_owned());
                 }
                 each(frame);
             }
