@@ -11,7 +11,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use openraft::{Raft, alias::SnapshotOf, async_runtime::watch::WatchReceiver};
+use openraft::{
+    Raft,
+    alias::SnapshotOf,
+    async_runtime::watch::WatchReceiver,
+    raft::{AppendEntriesRequest, StreamAppendError},
+};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, mpsc, oneshot};
 
 use crate::{
@@ -37,7 +42,7 @@ pub(crate) struct Receiver {
     appends: Arc<RwLock<()>>,
 }
 
-/// An append that the engine has and did not answer: no snapshot is installed meanwhile.
+/// An append that was handed to the engine and did not get its answer: no snapshot is installed meanwhile.
 pub(crate) struct UnderWay {
     _guard: OwnedRwLockReadGuard<()>,
 }
@@ -229,11 +234,23 @@ async fn install<S: StateMachine>(
 ) -> Message {
     let end = transfer.place.last_log_id;
     if end.is_some_and(|end| log.log_id_at(end.index) == Some(end)) {
-        // Where two logs hold the same entry they are the same up to it. The sender lets go of its own copy, so it is told when this one is durable.
-        log.durable().await;
-        let known = raft.server_metrics().borrow_watched().vote;
+        // Where two logs hold the same entry they are the same up to it. An append of nothing behind it has the engine look at the vote, and answers when what is
+        // there is durable: the sender lets go of its own copy.
+        let vote = transfer.vote;
         discard(Some(transfer));
-        return wire::with_vote(wire::INSTALLED, &known);
+        let nothing = AppendEntriesRequest {
+            vote,
+            prev_log_id: end,
+            leader_commit: end,
+            entries: Vec::new(),
+        };
+        let appended = raft.append_entries(nothing).await;
+        return match appended.map(|answer| answer.into_stream_result(end, end)) {
+            Ok(Ok(_)) => wire::with_vote(wire::INSTALLED, &vote),
+            Ok(Err(StreamAppendError::HigherVote(vote))) => wire::with_vote(wire::INSTALLED, &vote),
+            Ok(Err(StreamAppendError::Conflict(_))) => wire::refused("the log was cut meanwhile"),
+            Err(_) => wire::refused("the shard has stopped"),
+        };
     }
     let snapshot = SnapshotOf::<Types<S::Response>, SnapshotData> {
         meta: transfer.place,
