@@ -17,7 +17,8 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target-$(LOCK)
 # Static binaries run in an image FROM scratch. Naming the target keeps these flags away from proc macros and build scripts.
 HOST_VAR := $(shell echo $(HOST) | tr 'a-z-' 'A-Z_')
 RUSTFLAGS_HERE = -C target-feature=+crt-static $(if $(shell command -v mold),-C link-arg=-fuse-ld=mold)
-CARGO = CARGO_TARGET_$(HOST_VAR)_RUSTFLAGS="$(RUSTFLAGS_HERE)" cargo
+FLAGS = CARGO_TARGET_$(HOST_VAR)_RUSTFLAGS="$(RUSTFLAGS_HERE)"
+CARGO = $(FLAGS) cargo
 ON = --locked --target $(HOST)
 BIN = $(CARGO_TARGET_DIR)/$(HOST)/debug
 RELEASE = $(CARGO_TARGET_DIR)/$(HOST)/release
@@ -57,7 +58,7 @@ demo-stop: build ## Remove the cluster and everything else the demo started (pac
 
 .PHONY: test
 test: build ## Everything: unit, property, CRDs on a real API server, real clients and tools, the e2e on a cluster
-	@$(CARGO) test $(ON) --workspace --no-fail-fast
+	@$(FLAGS) bash e2e/test.sh $(ON) --workspace
 
 SEEDS ?= 10000
 SEED_BASE ?= 0
@@ -81,11 +82,19 @@ images: build ## Build the images as archives, without a container engine (e2e/i
 
 .PHONY: fuzz
 FUZZ_SECONDS ?= 600
-fuzz: ## Fuzz every decoder of outside bytes for FUZZ_SECONDS each (needs cargo-fuzz)
+fuzz: ## Run the fuzz targets of broker/*/fuzz for FUZZ_SECONDS each (needs cargo-fuzz)
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "error: cargo-fuzz is not installed: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@# Inputs that were found are kept in the first directory; the second holds those that were made by hand.
 	@for dir in broker/*/fuzz; do \
-	  for target in $$(cd $$dir && RUSTC_BOOTSTRAP=1 cargo fuzz list); do \
+	  targets=$$(cd $$dir && RUSTC_BOOTSTRAP=1 cargo fuzz list); \
+	  if [ -z "$$targets" ]; then echo "error: $$dir has no fuzz targets" >&2; exit 1; fi; \
+	  for target in $$targets; do \
+	    corpus="$(CURDIR)/$$dir/corpus/$$target"; seeds="$(CURDIR)/$$dir/seeds/$$target"; \
+	    mkdir -p "$$corpus"; \
+	    if [ ! -d "$$seeds" ]; then seeds=; fi; \
 	    echo "[fuzz] $$dir $$target for $(FUZZ_SECONDS) s"; \
-	    (cd $$dir && env -u CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -print_final_stats=1); \
+	    (cd $$dir && env -u CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target "$$corpus" $${seeds:+"$$seeds"} \
+	      -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1); \
 	  done; \
 	done
 
