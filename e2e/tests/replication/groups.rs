@@ -47,17 +47,30 @@ impl Watched<'_> {
 
     /// The ids of the group's members. Who had to join as somebody new has another.
     fn members(&mut self) -> Result<BTreeSet<String>> {
+        let members = self.assigned()?;
+        Ok(members.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// The ids of the group's members, and how many partitions each has.
+    fn assigned(&mut self) -> Result<Vec<(String, usize)>> {
         let shown = wait_until("the members are shown", PATIENCE, || {
             self.describe("--members")
         })?;
-        let ids = rows(&shown).filter_map(|row| row.get(1).map(|&id| id.to_owned()));
-        Ok(ids.collect())
+        rows(&shown)
+            .map(|row| {
+                let [_, id, _, _, partitions, ..] = row[..] else {
+                    bail!("{shown}");
+                };
+                Ok((id.to_owned(), partitions.parse()?))
+            })
+            .collect()
     }
 
     /// Produces records, and waits until the group has read and committed everything.
     fn reads_on(&mut self) -> Result<()> {
-        let lines: String = (0..300).map(|number| format!("{number}\n")).collect();
-        self.kcat.produce(TOPIC, &lines, &[])?.success()?;
+        // With keys, so that every partition gets some.
+        let lines: String = (0..300).map(|n| format!("key-{n}:{n}\n")).collect();
+        self.kcat.produce(TOPIC, &lines, &["-K", ":"])?.success()?;
         self.produced += 300;
         wait_until("everything is read and committed", PATIENCE, || {
             let shown = self.describe("--offsets")?;
@@ -123,11 +136,13 @@ fn a_group_survives_the_end_of_its_coordinator() -> Result<()> {
     ];
     let log = cluster.scratch().join("console-consumer.log");
     let _console = Java::background(tool::CONSOLE_CONSUMER, &admin, &arguments, &log)?;
-    let members = wait_until("both are members", PATIENCE, || {
-        group.coordinator()?;
-        let members = group.members()?;
-        ensure!(members.len() == 2, "{members:?}");
-        Ok(members)
+    // One that still joins is not recorded yet, and joins the next coordinator as somebody new. What is read after both have got partitions is committed by
+    // both, and so by members that are.
+    let members: BTreeSet<String> = wait_until("both are members", PATIENCE, || {
+        let assigned = group.assigned()?;
+        let settled = assigned.len() == 2 && assigned.iter().all(|(_, partitions)| *partitions > 0);
+        ensure!(settled, "{assigned:?}");
+        Ok(assigned.into_iter().map(|(id, _)| id).collect())
     })?;
     group.reads_on()?;
 
