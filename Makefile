@@ -93,8 +93,8 @@ fuzz: ## Run the fuzz targets of broker/*/fuzz for FUZZ_SECONDS each (needs carg
 	    mkdir -p "$$corpus"; \
 	    if [ ! -d "$$seeds" ]; then seeds=; fi; \
 	    echo "[fuzz] $$dir $$target for $(FUZZ_SECONDS) s"; \
-	    (cd $$dir && env -u CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target "$$corpus" $${seeds:+"$$seeds"} \
-	      -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1); \
+	    (cd $$dir && env -u CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none --target-dir "$(CACHE)/fuzz" $$target "$$corpus" $${seeds:+"$$seeds"} \
+	      -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=2048 -print_final_stats=1) || exit 1; \
 	  done; \
 	done
 

@@ -14,7 +14,7 @@ use crate::{
     api,
     cluster::{ChangeError, Cluster},
     codec::Request,
-    groups::GroupRuntime,
+    groups::{GroupRuntime, Seat},
     metrics::Metrics,
     net::{Application, Reply},
     quotas::Quotas,
@@ -51,9 +51,9 @@ impl Broker {
     }
 
     /// Whether this broker coordinates a group: the leader of the shard that keeps its offsets does. If so, what was kept of the group's members is loaded.
-    pub(crate) fn coordinates(&self, group: &str) -> bool {
+    pub(crate) fn coordinates(&self, group: &str) -> Option<Seat> {
         let shard = self.images.borrow().shard_of_group(group);
-        shard.is_some_and(|shard| self.takes_up(shard))
+        shard.and_then(|shard| self.takes_up(shard))
     }
 
     /// Loads the groups of every shard that this broker leads.
@@ -64,20 +64,19 @@ impl Broker {
     }
 
     /// Whether this broker leads a shard; then the groups of the shard are loaded, if they are not yet.
-    fn takes_up(&self, shard: ShardId) -> bool {
-        let Some(term) = self.data.leads(shard) else {
-            return false;
-        };
+    fn takes_up(&self, shard: ShardId) -> Option<Seat> {
+        let term = self.data.leads(shard)?;
         if self.groups.is_closed() {
-            return false;
+            return None;
         }
-        if !self.groups.is_loaded(shard, term) {
+        let seat = Seat { shard, term };
+        if !self.groups.is_loaded(seat) {
             let image = self.image();
             let shard_of = |group: &str| image.shard_of_group(group);
             let read = || self.data.group_records(shard);
-            self.groups.load(shard, term, shard_of, read);
+            self.groups.load(seat, shard_of, read);
         }
-        true
+        Some(seat)
     }
 
     /// Gives up the groups of the shards that other brokers lead.

@@ -51,6 +51,15 @@ pub(crate) struct GroupRuntime {
     unsaved: Notify,
 }
 
+/// That this broker coordinates the groups of a shard: it led the shard in this term when it was asked, and they were loaded. They may be given up at any
+/// moment, so whoever acts on a group by it has it looked at again while they are locked. Otherwise a member would be told that it is none, and not to look for
+/// its coordinator.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) shard: ShardId,
+    pub(crate) term: u64,
+}
+
 #[derive(Debug)]
 struct Coordinated {
     groups: Groups,
@@ -110,13 +119,16 @@ impl GroupRuntime {
     }
 
     /// JoinGroup; waits for the rest of the group.
-    pub(crate) async fn join(&self, request: JoinRequest) -> JoinAnswer {
+    pub(crate) async fn join(&self, seat: Seat, request: JoinRequest) -> JoinAnswer {
         let (group, member) = (request.group.clone(), request.member.clone());
         let (sender, answer) = oneshot::channel();
         let ticket = self.ticket(Waiting::Join(sender));
-        self.act(Some(&group), |groups, now| {
+        let taken = self.act(Some(seat), Some(&group), |groups, now| {
             ((), groups.join(now, request, ticket))
         });
+        if taken.is_none() {
+            self.waiting.lock().remove(&ticket);
+        }
         answer.await.unwrap_or(Err(JoinFailure {
             error: GroupError::NotCoordinator,
             member,
@@ -124,37 +136,62 @@ impl GroupRuntime {
     }
 
     /// SyncGroup; waits for the leader's assignment, and until that is durable.
-    pub(crate) async fn sync(&self, request: SyncRequest) -> SyncAnswer {
+    pub(crate) async fn sync(&self, seat: Seat, request: SyncRequest) -> SyncAnswer {
         let group = request.from.group.clone();
         let (sender, answer) = oneshot::channel();
         let ticket = self.ticket(Waiting::Sync(sender));
-        self.act(Some(&group), |groups, now| {
+        let taken = self.act(Some(seat), Some(&group), |groups, now| {
             ((), groups.sync(now, request, ticket))
         });
+        if taken.is_none() {
+            self.waiting.lock().remove(&ticket);
+        }
         answer.await.unwrap_or(Err(GroupError::NotCoordinator))
     }
 
-    /// Anything that is answered at once.
+    /// Asks a group something that is answered at once.
+    ///
+    /// # Errors
+    /// What `ask` says, or [`GroupError::NotCoordinator`].
+    pub(crate) fn ask<R>(
+        &self,
+        seat: Seat,
+        ask: impl FnOnce(&mut Groups, Instant) -> Result<R, GroupError>,
+    ) -> Result<R, GroupError> {
+        let mut state = self.state.lock();
+        if !self.holds(seat) {
+            return Err(GroupError::NotCoordinator);
+        }
+        ask(&mut state.groups, Instant::now())
+    }
+
+    /// As [`GroupRuntime::ask`], for what may make answers of others due.
+    pub(crate) fn ask_with_effects<R>(
+        &self,
+        seat: Seat,
+        ask: impl FnOnce(&mut Groups, Instant) -> (R, Vec<Effect>),
+    ) -> Result<R, GroupError> {
+        self.act(Some(seat), None, ask)
+            .ok_or(GroupError::NotCoordinator)
+    }
+
+    /// Looks at all groups that are known here.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Groups, Instant) -> R) -> R {
         act(&mut self.state.lock().groups, Instant::now())
     }
 
-    /// As [`GroupRuntime::with`], for what may make answers of others due.
-    pub(crate) fn with_effects<R>(
-        &self,
-        act: impl FnOnce(&mut Groups, Instant) -> (R, Vec<Effect>),
-    ) -> R {
-        self.act(None, act)
-    }
-
-    /// Does something that belongs to the group `of`, or to any.
+    /// Does something that belongs to the group `of`, or to any; nothing when the seat is not held any more.
     fn act<R>(
         &self,
+        seat: Option<Seat>,
         of: Option<&str>,
         act: impl FnOnce(&mut Groups, Instant) -> (R, Vec<Effect>),
-    ) -> R {
+    ) -> Option<R> {
         let (result, due, ring) = {
             let mut state = self.state.lock();
+            if seat.is_some_and(|seat| !self.holds(seat)) {
+                return None;
+            }
             let (result, effects) = act(&mut state.groups, Instant::now());
             let (due, ring) = state.settle(of, effects);
             (result, due, ring)
@@ -164,7 +201,12 @@ impl GroupRuntime {
         if ring {
             self.unsaved.notify_one();
         }
-        result
+        Some(result)
+    }
+
+    /// Whether a seat is still held. With `state` locked it stays so.
+    fn holds(&self, seat: Seat) -> bool {
+        !self.is_closed() && self.is_loaded(seat)
     }
 
     /// Does what time does, until the broker stops; then everything that waits is told to look for another coordinator.
@@ -180,7 +222,7 @@ impl GroupRuntime {
             tokio::select! {
                 () = stopping.cancelled() => break,
                 () = self.changed.notified() => {}
-                () = due => self.act(None, |groups, now| ((), groups.tick(now))),
+                () = due => drop(self.act(None, None, |groups, now| ((), groups.tick(now)))),
             }
         }
         self.closed.store(true, Ordering::Release);
@@ -193,30 +235,31 @@ impl GroupRuntime {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Whether the groups of a shard that this broker leads in `term` are here. Somebody may have seen a later term already.
-    pub(crate) fn is_loaded(&self, shard: ShardId, term: u64) -> bool {
+    /// Whether the groups of a shard that this broker leads in a term are here. Somebody may have seen a later term already.
+    pub(crate) fn is_loaded(&self, seat: Seat) -> bool {
         let loaded = self.loaded.read();
-        loaded.get(&shard).is_some_and(|loaded| *loaded >= term)
+        loaded
+            .get(&seat.shard)
+            .is_some_and(|loaded| *loaded >= seat.term)
     }
 
-    /// Takes up the groups of a shard that this broker leads in `term`, unless that is done: those that are known from an earlier term are given up, since
+    /// Takes up the groups of a shard that this broker leads in a term, unless that is done: those that are known from an earlier term are given up, since
     /// another broker may have coordinated them meanwhile, and what `read` gives was kept of them.
     pub(crate) fn load(
         &self,
-        shard: ShardId,
-        term: u64,
+        seat: Seat,
         shard_of: impl Fn(&str) -> Option<ShardId>,
         read: impl FnOnce() -> Vec<(String, GroupRecord)>,
     ) {
         let _one = self.loading.lock();
-        if self.is_loaded(shard, term) {
+        if self.is_loaded(seat) {
             return;
         }
         // Before the groups are locked: housekeeping asks for groups while it reads offsets.
         let records = read();
         let effects = {
             let mut state = self.state.lock();
-            let effects = state.resign(|group| shard_of(group) == Some(shard));
+            let effects = state.resign(|group| shard_of(group) == Some(seat.shard));
             let now = Instant::now();
             for (group, record) in &records {
                 if !state.groups.restore(now, group, record) {
@@ -226,7 +269,7 @@ impl GroupRuntime {
                     );
                 }
             }
-            self.loaded.write().insert(shard, term);
+            self.loaded.write().insert(seat.shard, seat.term);
             effects
         };
         self.deliver(effects);
@@ -281,3 +324,6 @@ impl GroupRuntime {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,10 @@ use palisade_coordinator::group::{
 use palisade_security::acl::{Operation, ResourceType};
 
 use super::Context;
-use crate::kafka_error::{KafkaError, of_group};
+use crate::{
+    groups::Seat,
+    kafka_error::{KafkaError, of_group},
+};
 
 /// First version in which a member must come back with the id it is given (KIP-394).
 const KNOWN_MEMBER: i16 = 4;
@@ -41,21 +44,19 @@ fn copied(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
-fn may_read(ctx: &Context, group: &str) -> Result<(), KafkaError> {
+fn may_read(ctx: &Context, group: &str) -> Result<Seat, KafkaError> {
     if !ctx.allows(Operation::Read, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
-    is_coordinator(ctx, group)
+    seat(ctx, group)
 }
 
 /// Whether groups like this one are asked for here: who leads the shard that keeps a group's offsets is its coordinator. If so, what was kept of its members
 /// has been loaded.
-pub(super) fn is_coordinator(ctx: &Context, group: &str) -> Result<(), KafkaError> {
-    if ctx.broker.coordinates(group) {
-        Ok(())
-    } else {
-        Err(KafkaError::NotCoordinator)
-    }
+pub(super) fn seat(ctx: &Context, group: &str) -> Result<Seat, KafkaError> {
+    ctx.broker
+        .coordinates(group)
+        .ok_or(KafkaError::NotCoordinator)
 }
 
 pub(crate) async fn join(ctx: &Context, request: JoinGroupRequest) -> JoinGroupResponse {
@@ -67,9 +68,10 @@ pub(crate) async fn join(ctx: &Context, request: JoinGroupRequest) -> JoinGroupR
             .with_protocol_name(protocol)
             .with_member_id(member.into())
     };
-    if let Err(error) = may_read(ctx, &request.group_id) {
-        return failed(error, request.member_id.to_string());
-    }
+    let seat = match may_read(ctx, &request.group_id) {
+        Ok(seat) => seat,
+        Err(error) => return failed(error, request.member_id.to_string()),
+    };
     let session_timeout = millis(request.session_timeout_ms);
     let join = JoinRequest {
         group: request.group_id.to_string(),
@@ -95,7 +97,7 @@ pub(crate) async fn join(ctx: &Context, request: JoinGroupRequest) -> JoinGroupR
     };
     // The request's memory goes back before the wait for the rest of the group.
     drop(request);
-    match ctx.broker.groups.join(join).await {
+    match ctx.broker.groups.join(seat, join).await {
         Err(failure) => failed(of_group(failure.error), failure.member),
         Ok(joined) => {
             let members = joined
@@ -122,9 +124,10 @@ pub(crate) async fn join(ctx: &Context, request: JoinGroupRequest) -> JoinGroupR
 
 pub(crate) async fn sync(ctx: &Context, request: SyncGroupRequest) -> SyncGroupResponse {
     let failed = |error| SyncGroupResponse::default().with_error_code(ctx.code(error));
-    if let Err(error) = may_read(ctx, &request.group_id) {
-        return failed(error);
-    }
+    let seat = match may_read(ctx, &request.group_id) {
+        Ok(seat) => seat,
+        Err(error) => return failed(error),
+    };
     let sync = SyncRequest {
         from: Membership {
             group: request.group_id.to_string(),
@@ -141,7 +144,7 @@ pub(crate) async fn sync(ctx: &Context, request: SyncGroupRequest) -> SyncGroupR
             .collect(),
     };
     drop(request);
-    match ctx.broker.groups.sync(sync).await {
+    match ctx.broker.groups.sync(seat, sync).await {
         Err(error) => failed(of_group(error)),
         Ok(synced) => SyncGroupResponse::default()
             .with_protocol_type(Some(synced.protocol_type.into()))
@@ -151,7 +154,7 @@ pub(crate) async fn sync(ctx: &Context, request: SyncGroupRequest) -> SyncGroupR
 }
 
 pub(crate) fn heartbeat(ctx: &Context, request: &HeartbeatRequest) -> HeartbeatResponse {
-    let alive = may_read(ctx, &request.group_id).and_then(|()| {
+    let alive = may_read(ctx, &request.group_id).and_then(|seat| {
         let from = Membership {
             group: request.group_id.to_string(),
             member: request.member_id.to_string(),
@@ -160,7 +163,7 @@ pub(crate) fn heartbeat(ctx: &Context, request: &HeartbeatRequest) -> HeartbeatR
         };
         let groups = &ctx.broker.groups;
         groups
-            .with(|groups, now| groups.heartbeat(now, &from))
+            .ask(seat, |groups, now| groups.heartbeat(now, &from))
             .map_err(of_group)
     });
     match alive {
@@ -175,9 +178,10 @@ pub(crate) fn heartbeat(ctx: &Context, request: &HeartbeatRequest) -> HeartbeatR
 
 pub(crate) fn leave(ctx: &Context, request: LeaveGroupRequest) -> LeaveGroupResponse {
     let response = LeaveGroupResponse::default();
-    if let Err(error) = may_read(ctx, &request.group_id) {
-        return response.with_error_code(ctx.code(error));
-    }
+    let seat = match may_read(ctx, &request.group_id) {
+        Ok(seat) => seat,
+        Err(error) => return response.with_error_code(ctx.code(error)),
+    };
     let leaving: Vec<LeavingMember> = if ctx.version < LEAVE_MANY {
         vec![LeavingMember {
             member: request.member_id.to_string(),
@@ -194,10 +198,14 @@ pub(crate) fn leave(ctx: &Context, request: LeaveGroupRequest) -> LeaveGroupResp
             .collect()
     };
     let group = request.group_id.as_str();
-    let outcomes = ctx
+    let asked = ctx
         .broker
         .groups
-        .with_effects(|groups, now| groups.leave(now, group, &leaving));
+        .ask_with_effects(seat, |groups, now| groups.leave(now, group, &leaving));
+    let outcomes = match asked {
+        Ok(outcomes) => outcomes,
+        Err(error) => return response.with_error_code(ctx.code(of_group(error))),
+    };
     let code = |outcome: &Result<(), GroupError>| match outcome {
         Ok(()) => 0,
         Err(error) => ctx.code(of_group(*error)),

@@ -18,7 +18,7 @@ use palisade_coordinator::{
 };
 use palisade_security::acl::{CLUSTER_NAME, Operation, ResourceType};
 
-use super::{Context, groups::is_coordinator, offsets::coordinator};
+use super::{Context, groups::seat, offsets::coordinator};
 use crate::kafka_error::{KafkaError, of_data, of_group};
 
 /// First version in which a group that does not exist is an error and not a dead group (KIP-1043).
@@ -66,11 +66,16 @@ fn describe_one(ctx: &Context, group: &GroupId) -> DescribedGroup {
     if !ctx.allows(Operation::Describe, ResourceType::Group, group) {
         return described.with_error_code(ctx.code(KafkaError::GroupAuthorizationFailed));
     }
-    if let Err(error) = is_coordinator(ctx, group) {
-        return described.with_error_code(ctx.code(error));
-    }
-    if let Some(found) = ctx.broker.groups.with(|groups, _| groups.describe(group)) {
-        return present(described, found);
+    let asked = seat(ctx, group).and_then(|seat| {
+        let groups = &ctx.broker.groups;
+        groups
+            .ask(seat, |groups, _| Ok(groups.describe(group)))
+            .map_err(of_group)
+    });
+    match asked {
+        Ok(Some(found)) => return present(described, found),
+        Ok(None) => {}
+        Err(error) => return described.with_error_code(ctx.code(error)),
     }
     let state = if is_kept(ctx, group) {
         GroupState::Empty
@@ -164,13 +169,13 @@ async fn delete_one(ctx: &Context, group: &str) -> Result<(), KafkaError> {
     if !ctx.allows(Operation::Delete, ResourceType::Group, group) {
         return Err(KafkaError::GroupAuthorizationFailed);
     }
-    is_coordinator(ctx, group)?;
+    let seat = seat(ctx, group)?;
     if !exists(ctx, group) {
         return Err(KafkaError::GroupIdNotFound);
     }
     ctx.broker
         .groups
-        .with(|groups, _| groups.delete(group))
+        .ask(seat, |groups, _| groups.delete(group))
         .map_err(of_group)?;
     let command = OffsetCommand::DeleteGroup {
         group: group.to_owned(),

@@ -107,7 +107,7 @@ fn may_commit(ctx: &Context, request: &OffsetCommitRequest) -> Result<(), KafkaE
         return Err(KafkaError::GroupAuthorizationFailed);
     }
     // The membership of a group that has moved is not known here any more.
-    super::groups::is_coordinator(ctx, group)?;
+    let seat = super::groups::seat(ctx, group)?;
     let from = Membership {
         group: group.to_owned(),
         member: request.member_id.to_string(),
@@ -116,7 +116,7 @@ fn may_commit(ctx: &Context, request: &OffsetCommitRequest) -> Result<(), KafkaE
     };
     let groups = &ctx.broker.groups;
     groups
-        .with(|groups, now| groups.check_commit(now, &from))
+        .ask(seat, |groups, now| groups.check_commit(now, &from))
         .map_err(of_group)
 }
 
@@ -355,16 +355,17 @@ pub(crate) async fn delete(ctx: &Context, request: OffsetDeleteRequest) -> Offse
     if !ctx.allows(Operation::Delete, ResourceType::Group, &group) {
         return failed(KafkaError::GroupAuthorizationFailed);
     }
-    if let Err(error) = super::groups::is_coordinator(ctx, &group) {
-        return failed(error);
-    }
+    let seat = match super::groups::seat(ctx, &group) {
+        Ok(seat) => seat,
+        Err(error) => return failed(error),
+    };
     if !super::manage_groups::exists(ctx, &group) {
         return failed(KafkaError::GroupIdNotFound);
     }
     let in_use = match ctx
         .broker
         .groups
-        .with(|groups, _| groups.undeletable_topics(&group))
+        .ask(seat, |groups, _| groups.undeletable_topics(&group))
     {
         Ok(topics) => topics,
         Err(error) => return failed(of_group(error)),

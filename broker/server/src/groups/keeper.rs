@@ -68,7 +68,7 @@ impl GroupRuntime {
         loop {
             let (group, number) = self.state.lock().unsaved.next(Instant::now())?;
             // If this broker has not led the shard all the time, its groups are loaded anew by this, and what changed before means nothing.
-            if !broker.coordinates(&group) {
+            if broker.coordinates(&group).is_none() {
                 self.settle(&group, number, Outcome::Moved);
                 continue;
             }
