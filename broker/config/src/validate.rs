@@ -311,6 +311,37 @@ mod tests {
         config.validate().unwrap_err().to_string()
     }
 
+    /// One sign that is another, or missing, or the last: that is read, as what is written out reads back, or refused with a reason.
+    #[test]
+    fn a_configuration_with_a_slip_is_read_or_refused() {
+        let (mut read, mut refused) = (0, 0);
+        let signs = ["", "9", "-", "\"", "\n", "{", "]", ".", "=", "\0", "é"];
+        for at in 0..GOOD.len() {
+            let (before, rest) = GOOD.split_at(at);
+            let after = rest.get(1..).unwrap_or_default();
+            let edits = signs.map(|sign| format!("{before}{sign}{after}"));
+            for text in edits.iter().map(String::as_str).chain([before]) {
+                match BrokerConfig::parse(text) {
+                    Ok(config) => {
+                        read += 1;
+                        let again = BrokerConfig::parse(&config.render().unwrap());
+                        assert_eq!(again.unwrap(), config, "{text}");
+                        // And what the pods make of it, also under names that they never have.
+                        for host in ["events-broker-3", "events-broker-99999999999", "-", ""] {
+                            drop(config.clone().for_pod(host, Some("a")));
+                        }
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        assert!(!error.to_string().is_empty(), "{text}");
+                    }
+                }
+            }
+        }
+        assert!(read > 1000, "{read} were read");
+        assert!(refused > 1000, "{refused} were refused");
+    }
+
     #[test]
     fn a_rendered_configuration_reads_back_equal() {
         let config = BrokerConfig::parse(GOOD).unwrap();

@@ -137,3 +137,60 @@ impl From<Refusal> for DataError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn commands() -> [DataCommand; 6] {
+        let key = (TopicId::random(), PartitionIndex(3));
+        [
+            DataCommand::Append(Append {
+                key,
+                base_offset: Offset(1000),
+                record_count: 12,
+                leader_epoch: LeaderEpoch(4),
+                max_timestamp: 1_700_000_000_000,
+                appended_at: 1_700_000_000_001,
+                producer: None,
+            }),
+            DataCommand::CreatePartition { key, seen: 9 },
+            DataCommand::AdvanceStart {
+                key,
+                offset: Offset(7),
+            },
+            DataCommand::DropTopic { topic: key.0 },
+            DataCommand::ExpireProducers { before: -1 },
+            DataCommand::Offsets(vec![1; 200]),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_a_command_or_refused(
+            mut bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..100),
+                prop::sample::select(commands().map(|command| command.encode().unwrap()).to_vec()),
+            ],
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            for (at, byte) in damage {
+                let at = at.index(bytes.len().max(1));
+                if let Some(there) = bytes.get_mut(at) {
+                    *there = byte;
+                }
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len() + 1));
+            }
+            if let Ok(command) = DataCommand::decode(&bytes) {
+                let again = DataCommand::decode(&command.encode().unwrap());
+                prop_assert_eq!(again, Ok(command));
+            }
+        }
+    }
+}

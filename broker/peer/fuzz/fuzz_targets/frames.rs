@@ -60,7 +60,8 @@ fuzz_target!(|data: &[u8]| {
         stream.resize(end, *what);
         frames += 1;
     }
-    assert_eq!(check(&stream, step, MAX), Ok(frames));
+    // In pieces of a few bytes, hundreds of thousands would take their time.
+    assert_eq!(check(&stream, step.max(1021), MAX), Ok(frames));
 });
 
 fn check(bytes: &[u8], step: usize, max: usize) -> Result<usize, String> {

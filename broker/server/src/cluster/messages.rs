@@ -125,6 +125,8 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -169,6 +171,63 @@ mod tests {
             )))),
         ] {
             assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
+        }
+    }
+
+    fn head(kind: u8, bytes: Vec<u8>) -> Message {
+        Message {
+            kind,
+            head: bytes.into(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Beginnings of messages that are well-formed, so that what follows is reached.
+    fn well_formed() -> impl Strategy<Value = Vec<u8>> {
+        let mut table = LeaderTable::default();
+        for shard in 0..40 {
+            table.note(ShardId(shard), 7, Some(NodeId::of(1, 9)));
+        }
+        let held = Holdings {
+            released: (0..9).map(ShardId).collect(),
+            held: (9..40).map(ShardId).collect(),
+        };
+        let messages = [
+            Question::Leaders(table, true).encode(),
+            Question::Change(vec![7; 300]).encode(),
+            Question::Holdings(3, (0..40).map(ShardId).collect()).encode(),
+            Answer::Holds(held).encode(),
+            Answer::GaveBack(Election::Unavailable("away".to_owned())).encode(),
+            Answer::Changed(Err(ChangeFailure::Unexpected("why".to_owned()))).encode(),
+        ];
+        prop::sample::select(messages.map(|message| message.head.to_vec()).to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_a_message_or_refused(
+            mut bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..300),
+                well_formed(),
+            ],
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            for (at, byte) in damage {
+                let at = at.index(bytes.len().max(1));
+                if let Some(there) = bytes.get_mut(at) {
+                    *there = byte;
+                }
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len() + 1));
+            }
+            if let Ok(question) = Question::decode(&head(QUESTION, bytes.clone())) {
+                prop_assert_eq!(Question::decode(&question.encode()), Ok(question));
+            }
+            if let Ok(answer) = Answer::decode(&head(ANSWER, bytes)) {
+                prop_assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+            }
         }
     }
 
