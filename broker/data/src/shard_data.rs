@@ -14,8 +14,8 @@ use std::{
 use palisade_coordinator::offsets::OffsetStore;
 use palisade_log::{
     LogError, Offset, ShardId, TopicId,
-    fs::FileSystem,
-    segment::{PartitionLog, PartitionPlace, Rolling},
+    fs::{FileSystem, Volume},
+    segment::{PartitionLog, PartitionPlace, Rolling, sync_together},
 };
 use palisade_seal::{FileKeys, KekId};
 use parking_lot::{Mutex, RwLock};
@@ -32,6 +32,9 @@ use crate::{
 /// How many threads sync logs at once, besides the one that asks for it, and how many logs are worth another thread.
 const SYNC_THREADS: usize = 15;
 const SYNCS_PER_THREAD: usize = 8;
+/// From so many files and directories on, the whole volume is synced at once. It is usually the broker's own; where it is not, this writes what others have left in
+/// memory, too, which few files are not worth.
+const SYNCED_TOGETHER: usize = 32;
 
 /// Shared by a shard's state machine, the data plane and its readers.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct ShardData {
     pub(crate) id: ShardId,
     pub(crate) dir: PathBuf,
     pub(crate) fs: Arc<dyn FileSystem>,
+    /// Where the directory is, opened before anything was written to a log; `None` when it cannot be synced as a whole.
+    volume: Option<Box<dyn Volume>>,
     pub(crate) keys: Arc<FileKeys>,
     pub(crate) offsets: RwLock<OffsetStore>,
     /// Bytes applied since the last checkpoint: what a restart would have to replay.
@@ -72,10 +77,15 @@ pub(crate) struct ShardSetup {
 
 impl ShardData {
     pub(crate) fn new(setup: ShardSetup, offsets: OffsetStore, manifest_kek: KekId) -> Self {
+        let volume = setup.fs.volume(&setup.dir).unwrap_or_else(|error| {
+            tracing::warn!(dir = %setup.dir.display(), %error, "the volume cannot be synced as a whole, so files are synced one by one");
+            None
+        });
         Self {
             id: setup.id,
             dir: setup.dir,
             fs: setup.fs,
+            volume,
             keys: setup.keys,
             offsets: RwLock::new(offsets),
             unsaved: AtomicU64::new(0),
@@ -249,11 +259,14 @@ impl ShardData {
 
     /// Syncs every log, so that a checkpoint right after it has little to do; how many logs had anything to sync. Blocks.
     ///
-    /// Several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
+    /// Many are synced with their volume; what is left then, several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
     pub(crate) fn sync(&self) -> Result<usize, LogError> {
         let now = now_ms();
         let slots = self.slots();
-        let (next, synced) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (next, synced) = (
+            AtomicUsize::new(0),
+            AtomicUsize::new(self.sync_volume(&slots)),
+        );
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(partition) = slot.partition()
@@ -277,6 +290,19 @@ impl ShardData {
             outcome
         })?;
         Ok(synced.into_inner())
+    }
+
+    /// Syncs the whole volume when that is less work than file by file; how many files and directories have that behind them.
+    fn sync_volume(&self, slots: &[Arc<Slot>]) -> usize {
+        let Some(volume) = &self.volume else {
+            return 0;
+        };
+        let partitions: Vec<_> = slots.iter().filter_map(|slot| slot.partition()).collect();
+        let logs: Vec<_> = partitions.iter().map(|partition| &partition.log).collect();
+        sync_together(volume.as_ref(), &logs, SYNCED_TOGETHER).unwrap_or_else(|error| {
+            tracing::warn!(shard = %self.id, %error, "the volume could not be synced as a whole: the sync of each file will say what is wrong");
+            0
+        })
     }
 
     /// Says that a manifest is durable: what it does not need any more goes.

@@ -67,6 +67,26 @@ pub trait FileSystem: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// The operating system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// The volume that a directory is on, to be synced as a whole; `None` when nobody would hear there of a write that failed. Open it before what it is to
+    /// answer for is written.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn volume(&self, dir: &Path) -> io::Result<Option<Box<dyn Volume>>> {
+        let _ = dir;
+        Ok(None)
+    }
+}
+
+/// A whole file system.
+pub trait Volume: Send + Sync + fmt::Debug {
+    /// Makes everything durable that was done to any file or directory of it before, by whomever (`syncfs`).
+    ///
+    /// # Errors
+    /// The operating system's: also when something failed to be written since the volume was opened or last synced. Which file it was, [`LogFile::sync_data`] of
+    /// that file still says.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// One open file. Positions are bytes from its start; there is no cursor, so it can be shared by threads.
@@ -186,6 +206,31 @@ impl FileSystem for RealFs {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         fs::File::open(path)?.sync_all()
     }
+
+    fn volume(&self, dir: &Path) -> io::Result<Option<Box<dyn Volume>>> {
+        // Of a system that hides it nothing is known.
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if !reports_writeback(&release) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(RealVolume(fs::File::open(dir)?))))
+    }
+}
+
+/// Whether `syncfs` says when something could not be written, which it does since Linux 5.8 (syncfs(2)).
+fn reports_writeback(release: &str) -> bool {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    number().zip(number()) >= Some((5, 8))
+}
+
+#[derive(Debug)]
+struct RealVolume(fs::File);
+
+impl Volume for RealVolume {
+    fn sync(&self) -> io::Result<()> {
+        rustix::fs::syncfs(&self.0).map_err(Into::into)
+    }
 }
 
 fn lock(path: &Path) -> io::Result<Box<dyn Send + Sync>> {
@@ -290,4 +335,19 @@ pub(crate) fn numbered(names: &[String], prefix: &str, suffix: &str) -> Vec<(u64
         .collect();
     found.sort_unstable();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_keeps_write_errors_to_itself_is_told_by_its_release() {
+        for release in ["5.8.0", "5.10.0-28-amd64", "6.1.0", "6.18.44-x", "10.0"] {
+            assert!(reports_writeback(release), "{release}");
+        }
+        for release in ["5.7.19", "4.18.0-553.el8_10.x86_64", "5", "", "linux"] {
+            assert!(!reports_writeback(release), "{release}");
+        }
+    }
 }

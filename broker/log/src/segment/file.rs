@@ -12,7 +12,7 @@ use std::{
 };
 
 use palisade_seal::{DekVersion, FileKey, FileKeys, FileKind, HEADER_LIMIT, KekId, KeyRing};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::{
     FrameMeta, PartitionPlace, SegmentState, index::SparseIndex, meta::EntryMeta, state::Damage,
@@ -134,6 +134,27 @@ struct Handle {
     file: Arc<dyn LogFile>,
     key: FileKey,
     frames_begin: u64,
+}
+
+/// A segment's part in a sync of the whole volume: until it is dropped, whoever syncs the segment waits.
+pub(super) struct JoinedSync<'a> {
+    segment: &'a Segment,
+    is_done: bool,
+    _others_wait: MutexGuard<'a, bool>,
+}
+
+impl JoinedSync<'_> {
+    pub(super) fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for JoinedSync<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.segment.dirty.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// Where a frame stands, and what it says.
@@ -387,6 +408,24 @@ impl Segment {
             LogError::SyncFailed { file, source }
         })?;
         Ok(true)
+    }
+
+    /// Whether something was appended that is not known to be durable.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    /// Takes part in a sync of the whole volume that is about to begin. `None`: there is nothing to sync, or somebody is at it.
+    pub(super) fn join_sync(&self) -> Option<JoinedSync<'_>> {
+        let failed = self.sync_failed.try_lock().filter(|failed| !**failed)?;
+        // Before the sync: what is appended during it needs another.
+        self.dirty
+            .swap(false, Ordering::AcqRel)
+            .then_some(JoinedSync {
+                segment: self,
+                is_done: false,
+                _others_wait: failed,
+            })
     }
 
     /// Lets go of the file when it was not used since the last call, so that many partitions do not hold as many files open.

@@ -20,6 +20,7 @@
 //!
 //! Appends are not synced. The owner calls [`PartitionLog::sync`], stores [`PartitionLog::state`] in its manifest, and only then lets go of the write-ahead
 //! log. [`PartitionLog::open`] takes the state back from the manifest: what lies beyond it is cut off, since the write-ahead log will bring it again.
+//! When many logs were written to, [`sync_together`] first syncs the whole volume, which costs one flush of the disk instead of one for each file.
 //!
 //! # When the disk is full, or writing fails
 //!
@@ -46,14 +47,18 @@ mod meta;
 mod partition;
 mod repair;
 mod state;
+mod together;
 
 #[cfg(test)]
 mod clean_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod together_tests;
 
 pub use clean::{Cleaned, FilesUnder, Rewrite, Rewritten};
 pub use meta::FrameMeta;
 pub use partition::{PartitionLog, PartitionPlace, Stored};
 pub use repair::{Repair, RepairScope};
 pub use state::{Damage, PartitionState, QuarantinedSegment, Rolling, SegmentState};
+pub use together::sync_together;

@@ -48,7 +48,9 @@ pub struct PartitionLog {
     /// Held by the one rewriting that may be under way.
     pub(super) rewriting: Mutex<()>,
     pub(super) inner: RwLock<Inner>,
-    dir_changed: AtomicBool,
+    pub(super) dir_changed: AtomicBool,
+    /// Held while the directory is synced: who comes second must not take that for done.
+    pub(super) dir_sync: Mutex<()>,
     /// Set before the directory goes.
     removed: AtomicBool,
     /// Where it began, before anything was taken out of it.
@@ -132,6 +134,7 @@ impl PartitionLog {
                 cleaned: Cleaned::default(),
             }),
             dir_changed: AtomicBool::new(false),
+            dir_sync: Mutex::new(()),
             removed: AtomicBool::new(false),
         }
     }
@@ -367,6 +370,7 @@ impl PartitionLog {
         if self.is_removed() {
             return Ok(synced);
         }
+        let _one = self.dir_sync.lock();
         if self.dir_changed.swap(false, Ordering::AcqRel) {
             synced = true;
             if let Err(error) = self.around.fs.sync_dir(&self.around.dir) {

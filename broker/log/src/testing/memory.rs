@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::SECTOR;
-use crate::fs::{FileSystem, LogFile};
+use crate::fs::{FileSystem, LogFile, Volume};
 
 /// A disk in memory.
 ///
@@ -71,6 +71,8 @@ struct Node(Mutex<Content>);
 struct Content {
     bytes: Vec<u8>,
     unsynced: Vec<Overwritten>,
+    /// A sync of the volume could not write it, which the next sync of the file has to say.
+    failed: bool,
 }
 
 /// What a write or a change of length replaced.
@@ -134,7 +136,7 @@ impl MemoryFs {
         state.off || state.sync_failed
     }
 
-    /// How often a file was synced.
+    /// How often a file, or the whole disk, was synced.
     #[must_use]
     pub fn syncs(&self) -> u64 {
         self.state.lock().syncs
@@ -253,6 +255,20 @@ impl State {
             None => {}
         }
         Ok(self.off)
+    }
+
+    /// Whether this is the sync of a file that fails.
+    fn sync_fails(&mut self) -> bool {
+        match &mut self.failing_sync {
+            Some(0) => {
+                self.failing_sync = None;
+                self.sync_failed = true;
+                return true;
+            }
+            Some(left) => *left = left.saturating_sub(1),
+            None => {}
+        }
+        false
     }
 
     fn find(&self, path: &Path) -> io::Result<Arc<Node>> {
@@ -393,6 +409,51 @@ impl FileSystem for MemoryFs {
         }
         result(failed)
     }
+
+    fn volume(&self, _: &Path) -> io::Result<Option<Box<dyn Volume>>> {
+        self.alive()?;
+        Ok(Some(Box::new(MemoryVolume {
+            fs: self.clone(),
+            born: self.life.load(Ordering::SeqCst),
+        })))
+    }
+}
+
+#[derive(Debug)]
+struct MemoryVolume {
+    fs: MemoryFs,
+    born: u64,
+}
+
+impl Volume for MemoryVolume {
+    fn sync(&self) -> io::Result<()> {
+        if self.born != self.fs.life.load(Ordering::SeqCst) {
+            return Err(power_failed());
+        }
+        let mut state = self.fs.state.lock();
+        if state.step()? {
+            return Err(power_failed());
+        }
+        state.syncs = state.syncs.saturating_add(1);
+        let mut outcome = Ok(());
+        let nodes: Vec<_> = state.names.values().cloned().collect();
+        for node in nodes {
+            let mut content = node.0.lock();
+            if content.unsynced.is_empty() {
+                continue;
+            }
+            if state.sync_fails() {
+                content.failed = true;
+                outcome = Err(io::Error::other("injected sync error"));
+            } else if !state.lying {
+                content.unsynced.clear();
+            }
+        }
+        if !state.lying {
+            state.journal.clear();
+        }
+        outcome
+    }
 }
 
 struct Lock {
@@ -458,18 +519,13 @@ impl LogFile for MemoryFile {
     fn sync_data(&self) -> io::Result<()> {
         let failed = self.step()?;
         let mut state = self.fs.state.lock();
-        match &mut state.failing_sync {
-            Some(0) => {
-                state.failing_sync = None;
-                state.sync_failed = true;
-                return Err(io::Error::other("injected sync error"));
-            }
-            Some(left) => *left = left.saturating_sub(1),
-            None => {}
+        let mut content = self.node.0.lock();
+        if state.sync_fails() || std::mem::take(&mut content.failed) {
+            return Err(io::Error::other("injected sync error"));
         }
         state.syncs = state.syncs.saturating_add(1);
         if !failed && !state.lying {
-            self.node.0.lock().unsynced.clear();
+            content.unsynced.clear();
         }
         result(failed)
     }
