@@ -329,7 +329,8 @@ impl DataMachine {
 
     /// Syncs every log and stores the manifest. Nothing is appended meanwhile: appends come through this machine.
     fn save(&mut self, at: LogPosition) -> Result<(), DataError> {
-        if let Err(error) = self.data.sync() {
+        // Not the whole volume: appends wait for this, and must not wait for what others have written.
+        if let Err(error) = self.data.sync_files() {
             // It may be for want of file descriptors.
             self.close_idle();
             return Err(DataError::Log(error));

@@ -257,16 +257,20 @@ impl ShardData {
         }
     }
 
-    /// Syncs every log, so that a checkpoint right after it has little to do; how many logs had anything to sync. Blocks.
-    ///
-    /// Many are synced with their volume; what is left then, several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
+    /// Syncs every log, so that a checkpoint right after it has little to do; how many files and directories had anything to sync. Many are synced with their
+    /// volume. Blocks.
     pub(crate) fn sync(&self) -> Result<usize, LogError> {
+        let together = self.sync_volume();
+        Ok(self.sync_files()?.saturating_add(together))
+    }
+
+    /// Syncs every log by itself; how many had anything to sync. Blocks for what was written to them, and nothing else.
+    ///
+    /// Several at a time: a file system journals what is asked for at once together, and thousands of partitions would take many seconds one after the other.
+    pub(crate) fn sync_files(&self) -> Result<usize, LogError> {
         let now = now_ms();
         let slots = self.slots();
-        let (next, synced) = (
-            AtomicUsize::new(0),
-            AtomicUsize::new(self.sync_volume(&slots)),
-        );
+        let (next, synced) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || {
             while let Some(slot) = slots.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(partition) = slot.partition()
@@ -293,10 +297,11 @@ impl ShardData {
     }
 
     /// Syncs the whole volume when that is less work than file by file; how many files and directories have that behind them.
-    fn sync_volume(&self, slots: &[Arc<Slot>]) -> usize {
+    fn sync_volume(&self) -> usize {
         let Some(volume) = &self.volume else {
             return 0;
         };
+        let slots = self.slots();
         let partitions: Vec<_> = slots.iter().filter_map(|slot| slot.partition()).collect();
         let logs: Vec<_> = partitions.iter().map(|partition| &partition.log).collect();
         sync_together(volume.as_ref(), &logs, SYNCED_TOGETHER).unwrap_or_else(|error| {
