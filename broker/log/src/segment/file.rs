@@ -421,7 +421,7 @@ impl Segment {
         // Before the sync: what is appended during it needs another.
         self.dirty
             .swap(false, Ordering::AcqRel)
-            .then_some(JoinedSync {
+            .then(|| JoinedSync {
                 segment: self,
                 is_done: false,
                 _others_wait: failed,
@@ -430,6 +430,10 @@ impl Segment {
 
     /// Lets go of the file when it was not used since the last call, so that many partitions do not hold as many files open.
     pub(super) fn close_if_idle(&self) {
+        // While it is being synced the open file is what will say that it could not be written.
+        let Some(_nobody_syncs) = self.sync_failed.try_lock() else {
+            return;
+        };
         if !self.used.swap(false, Ordering::AcqRel) && !self.dirty.load(Ordering::Acquire) {
             *self.handle.lock() = None;
         }

@@ -50,13 +50,11 @@ impl<'a> JoinedDirSync<'a> {
     fn of(log: &'a PartitionLog) -> Option<Self> {
         let others_wait = log.dir_sync.try_lock()?;
         // Before the sync: what changes during it needs another.
-        log.dir_changed
-            .swap(false, Ordering::AcqRel)
-            .then_some(Self {
-                log,
-                is_done: false,
-                _others_wait: others_wait,
-            })
+        log.dir_changed.swap(false, Ordering::AcqRel).then(|| Self {
+            log,
+            is_done: false,
+            _others_wait: others_wait,
+        })
     }
 
     fn done(mut self) {
